@@ -1,0 +1,5 @@
+"""`python -m peftc` is `peftc`."""
+
+from peftc.cli import main
+
+main()

@@ -1,0 +1,62 @@
+"""From a spec to an artifact: the stages in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from torch import nn
+
+from peftc.emit.artifact import Artifact, emit
+from peftc.plan import Plan, resolve
+from peftc.report.budget import budget
+from peftc.rewrite import rewrite
+from peftc.runtime import attach as attach_artifact
+from peftc.runtime import load
+from peftc.runtime.proof import prove
+from peftc.spec.load import load as load_spec
+from peftc.spec.schema import Spec
+from peftc.trace import trace_base, trace_model
+
+__all__ = ["attach", "compile", "load", "planned"]
+
+M = TypeVar("M", bound=nn.Module)
+Stage = Callable[[str], None]
+
+
+def _silent(stage: str) -> None:
+    """Says nothing about the stages."""
+
+
+def compile(spec: Spec | str | Path, stage: Stage = _silent) -> Artifact:
+    """The artifact of a spec; nothing is written.  `stage` hears what begins.
+
+    Raises PeftcError with every complaint.
+    """
+    plan = planned(spec, stage)
+    cost = budget(plan)
+    stage("rewriting the units")
+    program = rewrite(plan, plan.trace)
+    stage("proving that the units are the base's")
+    proof = prove(program)
+    stage("printing the source")
+    return emit(program, cost, proof)
+
+
+def planned(spec: Spec | str | Path, stage: Stage = _silent) -> Plan:
+    """Every method at every site of the base."""
+    written = spec if isinstance(spec, Spec) else load_spec(spec)
+    stage("tracing the base")
+    trace = trace_base(written.base)
+    stage("resolving the selectors")
+    return resolve(written, trace)
+
+
+def attach(model: M, spec: Spec | str | Path) -> M:
+    """The same model, rewritten in place by executing what a compile of this very model would emit."""
+    written = spec if isinstance(spec, Spec) else load_spec(spec)
+    trace = trace_model(model)
+    plan = resolve(written, trace)
+    program = rewrite(plan, trace)
+    return attach_artifact(model, emit(program, budget(plan), prove(program)))

@@ -1,0 +1,168 @@
+"""The artifact: file name -> text.  Only `write` touches the disk, and it leaves the old artifact or the new one."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from peftc.emit.card import card
+from peftc.emit.module import Heading, Source, aliases, module_source
+from peftc.emit.provenance import LOCK, base_config, config_text, lock_text
+from peftc.emit.statements import forward
+from peftc.errors import PeftcError, Problem
+from peftc.report.render import as_json, budget_markdown, budget_record
+from peftc.rewrite.program import Program
+from peftc.trace.autoclasses import auto_classes
+
+if TYPE_CHECKING:
+    from peftc.report.budget import Budget
+    from peftc.runtime.proof import Proof
+
+
+@dataclass(frozen=True, eq=False)
+class Artifact:
+    """The files of generated/<name>/, and what they cost."""
+
+    name: str
+    files: Mapping[str, str]
+    budget: Budget
+
+    @property
+    def module(self) -> str:
+        """The name of the emitted module."""
+        return f"modeling_{self.name.replace('-', '_')}"
+
+    def write(self, out: str | Path) -> Path:
+        """Write the folder `out`/name whole, or leave it as it was.  PeftcError where something else is there."""
+        folder = Path(out) / self.name
+        _refuse_foreign(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{self.name}.", suffix=".new", dir=folder.parent))
+        try:
+            for name, text in self.files.items():
+                (fresh / name).write_text(text, encoding="utf-8", newline="\n")
+            fresh.chmod(0o755)
+            _swap(fresh, folder)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+        return folder
+
+    def check(self, out: str | Path) -> list[Problem]:
+        """How the folder differs from these files; the lock's versions may."""
+        folder = Path(out) / self.name
+        if not folder.is_dir():
+            return [Problem(f"{folder} is not there", hint="compile the spec without --check")]
+        found = sorted({path.name for path in folder.iterdir() if path.name != "__pycache__"} | self.files.keys())
+        complaints = [(name, _difference(folder / name, self.files.get(name))) for name in found]
+        return [Problem(f"{folder / name} {what}", hint="compile the spec again") for name, what in complaints if what]
+
+    def moved(self, out: str | Path) -> str | None:
+        """Which versions the folder was compiled with, where they are not these; None where they agree."""
+        lock = Path(out) / self.name / LOCK
+        theirs = json.loads(lock.read_text("utf-8")).get("versions", {}) if lock.is_file() else {}
+        ours = json.loads(self.files[LOCK])["versions"]
+        pairs = [(name, theirs.get(name, now), now) for name, now in sorted(ours.items())]
+        changed = [f"{name} {then} (now {now})" for name, then, now in pairs if then != now]
+        return f"compiled with {', '.join(changed)}" if changed else None
+
+
+def emit(program: Program, budget: Budget, proof: Proof) -> Artifact:
+    """Every file of the artifact."""
+    plan, model = program.plan, program.plan.trace.model
+    name = plan.spec.name
+    methods = tuple(dict.fromkeys(m.method for m in plan.spec.methods))
+    heading = Heading(methods, budget.total.trained, budget.total.stored)
+    autos = _auto_classes(program)
+    source = printed(program, heading, autos, base_config(model)[1])
+    module = f"modeling_{name.replace('-', '_')}"
+    files = {
+        f"{module}.py": source.text,
+        "config.json": config_text(model, autos, module),
+        "budget.json": as_json(budget_record(budget)),
+        "budget.md": budget_markdown(name, budget),
+        "README.md": card(plan, module, autos, heading, budget_markdown(name, budget)),
+    }
+    files = {key: text.rstrip("\n") + "\n" for key, text in files.items()}
+    return Artifact(name, {**files, LOCK: lock_text(plan, files, source, asdict(proof))}, budget)
+
+
+def printed(
+    program: Program,
+    heading: Heading = Heading((), 0, 0),
+    autos: tuple[str, ...] = (),
+    config: Mapping[str, object] = MappingProxyType({}),
+) -> Source:
+    """The module's source; by default without the facts that only an artifact on disk needs."""
+    names = aliases(program)
+    forwards = {body.name: forward(body.unit.base, body.graph, names) for body in program.bodies}
+    return module_source(program, forwards, heading, autos, config)
+
+
+def _auto_classes(program: Program) -> tuple[str, ...]:
+    """The Auto classes that build a model of transformers; a model of the user's own has none."""
+    model = type(program.plan.trace.model)
+    if not model.__module__.startswith("transformers."):
+        return ()
+    return auto_classes(model.__name__, str(base_config(program.plan.trace.model)[0]["model_type"]))
+
+
+def _refuse_foreign(folder: Path) -> None:
+    if not folder.exists() and not folder.is_symlink():
+        return
+    if folder.is_symlink() or not folder.is_dir() or not (folder / LOCK).is_file():
+        hint = f"an artifact has a {LOCK}; move it, or use another --out"
+        raise PeftcError(Problem(f"{folder} is there and is no artifact of peftc", hint=hint))
+
+
+def _swap(fresh: Path, folder: Path) -> None:
+    """Put a new folder where an old one may stand.
+
+    Where the system cannot exchange two folders at once, a kill between the two renames leaves the old in `.name.old`.
+    """
+    if not folder.exists():
+        fresh.rename(folder)
+        return
+    if _exchanged(fresh, folder):
+        return
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    folder.rename(old)
+    fresh.rename(folder)
+    shutil.rmtree(old)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Linux: swap two folders in one step; False where the system or its file system cannot."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    here, exchange = -100, 2
+    return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
+
+
+def _difference(path: Path, expected: str | None) -> str | None:
+    if expected is None:
+        return "does not belong to the artifact"
+    if not path.is_file():
+        return "is missing"
+    try:
+        found = path.read_bytes().decode()
+    except UnicodeDecodeError:
+        return "is no text"
+    return None if _compared(path.name, found) == _compared(path.name, expected) else "differs"
+
+
+def _compared(name: str, text: str) -> object:
+    if name != LOCK:
+        return text
+    try:
+        return {key: value for key, value in json.loads(text).items() if key != "versions"}
+    except (ValueError, AttributeError):
+        return text

@@ -1,0 +1,215 @@
+"""The statements of a body: which nodes stand alone, which fold into their user, and which share an `if`."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from peftc.graph.branches import Guard, assume, choose, enter, leave
+
+CHEAP = (getattr, operator.getitem, choose)
+
+
+@dataclass(eq=False)
+class Statement:
+    """One line: `node`, or the unpacking of it into `targets` (None where an item is not used)."""
+
+    node: fx.Node
+    targets: tuple[fx.Node | None, ...] = ()
+    index: int = 0
+
+    def defines(self) -> tuple[fx.Node, ...]:
+        return tuple(t for t in self.targets if t is not None) or (self.node,)
+
+
+@dataclass(eq=False)
+class Branch:
+    """An `if`: its condition, both bodies, and the nodes that choose between their values."""
+
+    condition: str
+    if_true: list[Item] = field(default_factory=list)
+    if_false: list[Item] = field(default_factory=list)
+    phis: list[fx.Node] = field(default_factory=list)
+    index: int = 0
+
+
+Item = Statement | Branch
+
+
+@dataclass(frozen=True, eq=False)
+class Body:
+    """A graph as statements: the items in order, and which nodes are expressions inside them."""
+
+    items: list[Item]
+    inline: frozenset[fx.Node]
+
+
+def blocks(graph: fx.Graph) -> Body:
+    """The statements of a graph, in its order."""
+    phis = {n for n in graph.nodes if is_phi(n)}
+    unpacked = {n: items for n in graph.nodes if (items := _unpacking(n)) is not None}
+    slots = {t for items in unpacked.values() for t in items if t is not None}
+    inline = _inline(graph, phis, slots, unpacked)
+    rows = _rows(graph, inline, phis, slots, unpacked)
+    items = _nest(rows, 0)
+    _number(items, 1)
+    return Body(items, frozenset(inline))
+
+
+def is_phi(node: fx.Node) -> bool:
+    """A choice between values of which at least one is made under the condition."""
+    if node.target is not choose:
+        return False
+    return any(isinstance(a, fx.Node) and _under(a, str(node.args[0])) for a in node.args[1:])
+
+
+def _under(node: fx.Node, condition: str) -> bool:
+    return any(g.condition == condition for g in node.meta.get("guard", ()))
+
+
+def _unpacking(node: fx.Node) -> tuple[fx.Node | None, ...] | None:
+    """The items of a tuple that is only ever taken apart into named values; None where it is not."""
+    if not node.users or is_phi(node) or not all(_is_item(user, node) for user in node.users):
+        return None
+    value = node.meta.get("value", ((None,) * (1 + max(user.args[1] for user in node.users)),))[0]
+    if not isinstance(value, (tuple, list)):
+        return None
+    items: list[fx.Node | None] = [None] * len(value)
+    for user in node.users:
+        if items[user.args[1]] is not None or (user.meta.get("guard") != node.meta.get("guard") and node.op != "placeholder"):
+            return None
+        items[user.args[1]] = user
+    if isinstance(value, torch.Size) and not any(item is not None and _hints(item) for item in items):
+        return None
+    return tuple(items)
+
+
+def _is_item(user: fx.Node, node: fx.Node) -> bool:
+    return user.target is operator.getitem and user.args[0] is node and type(user.args[1]) is int
+
+
+def _hints(node: fx.Node) -> bool:
+    return bool(node.meta.get("name") or node.meta.get("names"))
+
+
+def _inline(graph: fx.Graph, phis: set[fx.Node], slots: set[fx.Node], unpacked: dict[fx.Node, Any]) -> set[fx.Node]:
+    """Nodes that fold into the statement that uses them: attributes, cheap reads, and unnamed single-use values."""
+    inline: set[fx.Node] = set()
+    root: dict[fx.Node, fx.Node] = {}
+    order = {n: i for i, n in enumerate(graph.nodes)}
+    chosen = {a for p in phis for a in p.args[1:] if isinstance(a, fx.Node)}
+    for node in reversed(list(graph.nodes)):
+        root[node] = node
+        if node.op in ("placeholder", "output") or node in phis or node in slots or node in unpacked or node in chosen:
+            continue
+        if node.op == "get_attr" or _is_cheap_read(node):
+            inline.add(node)
+        elif _foldable(node, inline, root, order):
+            inline.add(node)
+            root[node] = root[next(iter(node.users))]
+    return inline
+
+
+def _is_cheap_read(node: fx.Node) -> bool:
+    """A read of sizes or attributes: free, and the same wherever it stands."""
+    if _hints(node):
+        return False
+    value = node.meta.get("value", (None,))[0]
+    return node.target is getattr or (node.target is operator.getitem and isinstance(value, int))
+
+
+def _foldable(node: fx.Node, inline: set[fx.Node], root: dict[fx.Node, fx.Node], order: dict[fx.Node, int]) -> bool:
+    if len(node.users) != 1 or _hints(node) or node.target is assume or node.meta.get("comment"):
+        return False
+    user = next(iter(node.users))
+    if user.meta.get("guard", ()) != node.meta.get("guard", ()) or _times_used(user, node) != 1:
+        return node.target is choose and _times_used(user, node) == 1
+    target, walk = root[user], node.next
+    if node.target is choose:
+        return True
+    while walk is not target:
+        if root[walk] is not target and walk not in inline and walk.target not in CHEAP:
+            return False
+        walk = walk.next
+    return order[target] > order[node]
+
+
+def _times_used(user: fx.Node, node: fx.Node) -> int:
+    found: list[fx.Node] = []
+    fx.node.map_arg((user.args, user.kwargs), lambda n: found.append(n) or n)
+    return found.count(node)
+
+
+def _rows(
+    graph: fx.Graph, inline: set[fx.Node], phis: set[fx.Node], slots: set[fx.Node], unpacked: dict[fx.Node, Any]
+) -> list[tuple[tuple[Guard, ...], Statement | fx.Node]]:
+    """Every statement with its guard; a phi stands as its bare node."""
+    rows: list[tuple[tuple[Guard, ...], Statement | fx.Node]] = []
+    opened: set[fx.Node] = set()
+    for node in graph.nodes:
+        guard = node.meta.get("guard", ())
+        if node in phis:
+            rows.append((guard, node))
+        elif node in slots:
+            source = node.args[0]
+            if source.op == "placeholder" and source not in opened:
+                opened.add(source)
+                rows.append((guard, Statement(source, unpacked[source])))
+        elif node.op != "placeholder" and node not in inline and node.target not in (enter, leave):
+            rows.append((guard, Statement(node, unpacked.get(node, ()))))
+    return rows
+
+
+def _nest(rows: Sequence[tuple[tuple[Guard, ...], Statement | fx.Node]], depth: int) -> list[Item]:
+    """Runs under one condition become a branch; the phis behind them join it."""
+    items: list[Item] = []
+    groups: list[tuple[str | None, list[tuple[tuple[Guard, ...], Statement | fx.Node]]]] = []
+    for guard, row in rows:
+        condition = guard[depth].condition if len(guard) > depth else None
+        if isinstance(row, fx.Node) and condition is None:
+            condition = str(row.args[0])
+        if groups and groups[-1][0] == condition:
+            groups[-1][1].append((guard, row))
+        else:
+            groups.append((condition, [(guard, row)]))
+    for condition, members in groups:
+        if condition is None:
+            items.extend(row for _, row in members if isinstance(row, Statement))
+            continue
+        items.append(_branch(condition, members, depth))
+    return items
+
+
+def _branch(condition: str, members: Sequence[tuple[tuple[Guard, ...], Statement | fx.Node]], depth: int) -> Branch:
+    phis = [row for guard, row in members if isinstance(row, fx.Node) and len(guard) <= depth]
+    inside = [(guard, row) for guard, row in members if len(guard) > depth]
+    true = _nest([(g, r) for g, r in inside if g[depth].branch], depth + 1)
+    false = _nest([(g, r) for g, r in inside if not g[depth].branch], depth + 1)
+    return Branch(condition, true, false, phis)
+
+
+def _number(items: list[Item], start: int) -> int:
+    for item in items:
+        item.index = start
+        start += 1
+        if isinstance(item, Branch):
+            start = _number(item.if_false, _number(item.if_true, start))
+    return start
+
+
+def flat(items: Sequence[Item]) -> list[Item]:
+    """Every item, those inside branches included, in order."""
+    found: list[Item] = []
+    for item in items:
+        found.append(item)
+        if isinstance(item, Branch):
+            found += [*flat(item.if_true), *flat(item.if_false)]
+    return found
+
+
+__all__ = ["Body", "Branch", "Item", "Statement", "blocks", "flat", "is_phi"]

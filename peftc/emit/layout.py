@@ -1,0 +1,78 @@
+"""Lines of Python within the width of a page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+WIDTH = 108
+INDENT = "    "
+OPEN, CLOSE = "([{", ")]}"
+
+
+def indented(lines: Sequence[str]) -> list[str]:
+    return [INDENT + line if line else line for line in lines]
+
+
+def commented(lines: list[str], comment: str | None) -> list[str]:
+    """The comment behind the first line where it fits, above it otherwise."""
+    if not comment:
+        return lines
+    if len(lines) == 1 and len(lines[0]) + len(comment) + 4 <= WIDTH + 8:
+        return [f"{lines[0]}  # {comment}"]
+    return [f"# {comment}", *lines]
+
+
+def wrapped(text: str) -> list[str]:
+    """A statement in one line, or broken inside its outermost last bracket."""
+    if len(text) <= WIDTH or (span := _outermost(text)) is None:
+        return [text]
+    start, end = span
+    items = _split(text[start + 1 : end])
+    head, tail = text[: start + 1], text[end:]
+    one = INDENT + ", ".join(items)
+    if len(one) < WIDTH and not any("\n" in i for i in items):
+        comma = "," if len(items) > 1 and not items[-1].startswith("**") else ""
+        return [head, one + comma, tail] if not comma else [head, one, tail]
+    return [head, *(INDENT + line for item in items for line in _item(item)), tail]
+
+
+def _item(item: str) -> list[str]:
+    lines = wrapped(item) if len(item) + 5 > WIDTH else [item]
+    return [*lines[:-1], lines[-1] + ","]
+
+
+def _outermost(text: str) -> tuple[int, int] | None:
+    """The widest bracket pair at depth zero, as (start, end)."""
+    best: tuple[int, int] | None = None
+    depth, start, quote = 0, 0, ""
+    for i, c in enumerate(text):
+        if quote:
+            quote = "" if c == quote and text[i - 1] != "\\" else quote
+        elif c in "\"'":
+            quote = c
+        elif c in OPEN:
+            start = i if depth == 0 else start
+            depth += 1
+        elif c in CLOSE:
+            depth -= 1
+            if depth == 0 and (best is None or i - start > best[1] - best[0]):
+                best = (start, i)
+    return best if best and best[1] - best[0] > 1 else None
+
+
+def _split(text: str) -> list[str]:
+    """The items of a bracket's content, split at its own commas."""
+    items, depth, last, quote = [], 0, 0, ""
+    for i, c in enumerate(text):
+        if quote:
+            quote = "" if c == quote and text[i - 1] != "\\" else quote
+        elif c in "\"'":
+            quote = c
+        elif c in OPEN:
+            depth += 1
+        elif c in CLOSE:
+            depth -= 1
+        elif c == "," and depth == 0:
+            items.append(text[last:i].strip())
+            last = i + 1
+    return [*items, text[last:].strip()] if text[last:].strip() else items

@@ -1,0 +1,181 @@
+"""The variables of a body: the source's own names, reused once the value they held is dead."""
+
+from __future__ import annotations
+
+import keyword
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import fx
+
+from peftc.emit.blocks import Body, Branch, Item, Statement, flat
+
+RESERVED = frozenset({"self", "base", "torch", "nn", "math", "super", "_", *keyword.kwlist})
+
+
+@dataclass(eq=False)
+class Variable:
+    """The nodes that share one name, from the first definition to the last use."""
+
+    nodes: list[fx.Node]
+    start: int
+    end: int
+    name: str = ""
+    hints: list[str] = field(default_factory=list)
+
+
+class Names:
+    """node -> the name of its variable; `aliases` are the assignments that a branch needs for a chosen value."""
+
+    def __init__(self, graph: fx.Graph, body: Body, avoid: Iterable[str]) -> None:
+        self._body = body
+        self._avoid = RESERVED | set(avoid)
+        self._uses = _uses(graph, body)
+        self._defined = {n: 0 for n in graph.nodes if n.op == "placeholder"} | dict(_definitions(body.items))
+        self._variables = self._grouped()
+        self.aliases: dict[fx.Node, str] = {}
+        self._allocate()
+        self._of = {n: v for v in self._variables for n in v.nodes}
+
+    def __getitem__(self, node: fx.Node) -> str:
+        return self._of[node].name
+
+    def used(self, node: fx.Node) -> bool:
+        return bool(self._uses.get(node)) or node.op == "placeholder" or len(self._of[node].nodes) > 1
+
+    def _grouped(self) -> list[Variable]:
+        groups: dict[fx.Node, list[fx.Node]] = {n: [n] for n in self._defined}
+        for item in flat(self._body.items):
+            if isinstance(item, Branch):
+                for phi in item.phis:
+                    self._join(phi, item, groups)
+        unique = {id(g): g for g in groups.values()}
+        return [self._variable(g) for g in unique.values()]
+
+    def _join(self, phi: fx.Node, branch: Branch, groups: dict[fx.Node, list[fx.Node]]) -> None:
+        """Let a phi share its variable with the values it chooses between, where none is needed afterwards."""
+        for value, other in ((phi.args[2], phi.args[1]), (phi.args[1], phi.args[2])):
+            if not isinstance(value, fx.Node) or value not in groups or groups[value] is groups[phi]:
+                continue
+            changed = self._defined.get(other, branch.index) if isinstance(other, fx.Node) else branch.index
+            late = [u for u, by in self._uses[value] if by is not phi and u > max(changed, self._defined[value])]
+            if late or (len(groups[value]) > 1 and value.op != "placeholder" and not _is_phi_of(groups[value], value)):
+                continue
+            groups[phi].extend(groups[value])
+            for member in groups[value]:
+                groups[member] = groups[phi]
+
+    def _variable(self, nodes: list[fx.Node]) -> Variable:
+        start = min(self._defined[n] for n in nodes)
+        end = max([start, *(u for n in nodes for u, _ in self._uses.get(n, []))])
+        ordered = sorted(nodes, key=lambda n: self._defined[n])
+        hints = [h for n in ordered for h in _hints(n)] + [_fallback(n) for n in ordered]
+        return Variable(ordered, start, end, hints=hints)
+
+    def _allocate(self) -> None:
+        """Give each variable its first free hint; one that is in the way moves to another name of its own if it has one."""
+        self._taken: list[Variable] = []
+        for variable in sorted(self._variables, key=lambda v: v.start):
+            if variable.nodes[0].op != "placeholder":
+                self._name(variable)
+            else:
+                variable.name = variable.hints[0]
+            self._taken.append(variable)
+
+    def _name(self, variable: Variable) -> None:
+        blocking = self._blocking(variable, variable.hints[0])
+        if len(blocking) == 1 and (other := self._other_name(blocking[0])):
+            self._rename(blocking[0], other)
+        names = _candidates(variable.hints)
+        variable.name = next(n for n in names if n not in self._avoid and not self._blocking(variable, n))
+
+    def _blocking(self, variable: Variable, name: str) -> list[Variable]:
+        return [v for v in self._taken if v.name == name and _overlap(v, variable)]
+
+    def _other_name(self, variable: Variable) -> str | None:
+        if any(by is n for n in variable.nodes if n.op == "placeholder" for _, by in self._uses[n]):
+            return None
+        own = [h for n in variable.nodes for h in _hints(n)]
+        free = (h for h in own if h not in self._avoid and h != variable.name and not self._blocking(variable, h))
+        return next(free, None)
+
+    def _rename(self, variable: Variable, name: str) -> None:
+        """A second name for a value whose first one is wanted again: an assignment where it is a parameter."""
+        if variable.nodes[0].op == "placeholder":
+            self.aliases[variable.nodes[0]] = name
+        variable.name = name
+
+
+def _is_phi_of(group: list[fx.Node], value: fx.Node) -> bool:
+    return value in group and all(n is value or n in value.all_input_nodes for n in group)
+
+
+def _overlap(a: Variable, b: Variable) -> bool:
+    if a.start == b.start:
+        return True
+    return a.start < b.end and b.start < a.end
+
+
+def _hints(node: fx.Node) -> list[str]:
+    own = [str(node.target)] if node.op == "placeholder" else []
+    named = [node.meta["name"]] if node.meta.get("name") else []
+    return [h for h in (*own, *named, *node.meta.get("names", ())) if h != "_"]
+
+
+def _fallback(node: fx.Node) -> str:
+    if isinstance(node.meta.get("value", (None,))[0], torch.Size):
+        return "shape"
+    text = str(node.target) if isinstance(node.target, str) else getattr(node.target, "__name__", "value")
+    word = re.sub(r"\W|^(?=\d)", "_", text.rsplit(".", 1)[-1]).strip("_").lower()
+    return word if word.isidentifier() else "value"
+
+
+def _candidates(hints: list[str]) -> Iterator[str]:
+    yield from hints
+    number = 2
+    while True:
+        yield f"{hints[0]}_{number}"
+        number += 1
+
+
+def _definitions(items: Iterable[Item]) -> Iterator[tuple[fx.Node, int]]:
+    for item in flat(list(items)):
+        if isinstance(item, Statement):
+            yield from ((n, item.index) for n in item.defines() if n.op != "placeholder")
+        else:
+            yield from ((phi, item.index) for phi in item.phis)
+
+
+def _uses(graph: fx.Graph, body: Body) -> dict[fx.Node, list[tuple[int, fx.Node]]]:
+    """node -> where it is read: (statement's index, reader), through the expressions that are folded in."""
+    uses: dict[fx.Node, list[tuple[int, fx.Node]]] = {n: [] for n in graph.nodes}
+    placeholders = {str(n.target): n for n in graph.nodes if n.op == "placeholder"}
+
+    def read(node: fx.Node, index: int, reader: fx.Node) -> None:
+        uses[node].append((index, reader))
+        if node in body.inline:
+            _arguments(node, index, reader)
+
+    def _arguments(node: fx.Node, index: int, reader: fx.Node) -> None:
+        for text in (a for a in node.args if isinstance(a, str)):
+            for name in set(re.findall(r"\w+", text)) & set(placeholders):
+                uses[placeholders[name]].append((index, reader))
+        fx.node.map_arg((node.args, node.kwargs), lambda n: read(n, index, reader) or n)
+
+    for item in flat(body.items):
+        if isinstance(item, Statement):
+            if item.node.op == "placeholder":
+                uses[item.node].append((item.index, item.node))
+            else:
+                _arguments(item.node, item.index, item.node)
+            continue
+        for name in set(re.findall(r"\w+", item.condition)) & set(placeholders):
+            uses[placeholders[name]].append((item.index, placeholders[name]))
+        last = max([item.index, *(i.index for i in flat([*item.if_true, *item.if_false]))])
+        for phi in item.phis:
+            for value in phi.args[1:]:
+                if isinstance(value, fx.Node):
+                    uses[value].append((last, phi))
+    return uses

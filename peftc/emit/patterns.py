@@ -1,0 +1,42 @@
+"""Many names as few patterns: "layer.{0-2,5}.q" stands for layer 0, 1, 2 and 5.  The artifact expands them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
+
+
+def compress(names: Iterable[str]) -> tuple[str, ...]:
+    """Patterns that expand to exactly these names: names that differ in their first number alone share one."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    plain: dict[str, None] = {}
+    for name in names:
+        if found := NUMBER.search(name):
+            groups.setdefault((name[: found.start()], name[found.end() :]), []).append(int(found.group()))
+        else:
+            plain[name] = None
+    return (*plain, *(f"{head}{{{ranges(numbers)}}}{tail}" for (head, tail), numbers in groups.items()))
+
+
+def number(name: str) -> int | None:
+    """The first number of a dotted name: the layer it belongs to."""
+    found = NUMBER.search(name)
+    return int(found.group()) if found else None
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """0, 1, 2, 5 -> "0-2,5"."""
+    runs: list[list[int]] = []
+    for value in sorted(set(numbers)):
+        if runs and value == runs[-1][-1] + 1:
+            runs[-1].append(value)
+        else:
+            runs.append([value])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+def template(name: str) -> str:
+    """A name with its first number left open."""
+    return NUMBER.sub("{}", name, count=1)

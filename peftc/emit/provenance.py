@@ -1,0 +1,72 @@
+"""Where an artifact comes from: the facts of config.json and peftc.lock.json."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+
+from torch import nn
+
+import peftc
+from peftc.emit.module import Source
+from peftc.plan import Plan
+
+Json = dict[str, object]
+
+LOCK = "peftc.lock.json"
+SILENT = ("_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version")
+
+
+def base_config(model: nn.Module) -> tuple[Json, Json]:
+    """The config of a model as transformers writes it, whole and without its defaults; no versions, no paths."""
+    config = getattr(model, "config", None)
+    if config is None:
+        return {}, {}
+    whole = _plain(json.loads(config.to_json_string(use_diff=False)))
+    default = json.loads(type(config)().to_json_string(use_diff=False))
+    return whole, {key: value for key, value in whole.items() if default.get(key) != value or key not in default}
+
+
+def _plain(config: Mapping[str, object]) -> Json:
+    return {key: value for key, value in sorted(config.items()) if key not in SILENT}
+
+
+def config_text(model: nn.Module, auto_classes: tuple[str, ...], module: str) -> str:
+    """config.json: the base's, with the Auto classes that build the compiled model."""
+    name = type(model).__name__
+    config, _ = base_config(model)
+    return as_json({**config, "architectures": [name], "auto_map": dict.fromkeys(auto_classes, f"{module}.{name}")})
+
+
+def lock_text(plan: Plan, files: Mapping[str, str], source: Source, proved: object) -> str:
+    """peftc.lock.json: hashes of all that decides the artifact; `versions` alone may differ between equal compiles."""
+    return as_json(
+        {
+            "schema": 1,
+            "name": plan.spec.name,
+            "seed": plan.spec.seed,
+            "dtype": plan.spec.dtype,
+            "base": {"model": plan.spec.base.model, "revision": plan.spec.base.revision, "task": plan.spec.base.task},
+            "spec": plan.spec.digest,
+            "plan": plan.hash,
+            "base_config": sha256(as_json(base_config(plan.trace.model)[0])),
+            "files": {name: sha256(text) for name, text in sorted(files.items())},
+            "sources": dict(sorted(source.stands_on.items())),
+            "proof": proved,
+            "versions": {
+                "peftc": peftc.__version__,
+                "torch": version("torch"),
+                "transformers": version("transformers"),
+            },
+        }
+    )
+
+
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def as_json(value: object) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"

@@ -1,0 +1,121 @@
+"""A body's forward as readable lines."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import fx, nn
+
+from peftc.emit.blocks import Branch, Item, Statement, blocks
+from peftc.emit.expressions import Globals, Printer
+from peftc.emit.layout import commented, indented, wrapped
+from peftc.emit.literal import literal
+from peftc.emit.names import Names
+from peftc.graph.branches import assume
+
+
+@dataclass(frozen=True)
+class Forward:
+    """`def forward(...)` as lines; the pasted functions and the imports that it needs."""
+
+    lines: tuple[str, ...]
+    functions: frozenset[str]
+    globals: Mapping[str, str]
+
+
+def forward(base: type[nn.Module], graph: fx.Graph, aliases: Mapping[str, str]) -> Forward:
+    """The forward of a class derived from `base`; `aliases` are the import names of the base's own modules."""
+    used = Globals(aliases)
+    body = blocks(graph)
+    names = Names(graph, body, avoid=_functions(graph))
+    printer = Printer(lambda n: None if n in body.inline else names[n], used)
+    aliases_of_parameters = [f"{name} = {node.target}" for node, name in names.aliases.items()]
+    statements = [*aliases_of_parameters, *_Lines(printer, names).items(body.items)]
+    lines = [*wrapped(f"def forward({', '.join(_signature(base))}):"), *indented(statements)]
+    return Forward(tuple(lines), frozenset(used.functions), dict(sorted(used.imports.items())))
+
+
+def _functions(graph: fx.Graph) -> set[str]:
+    return {getattr(n.target, "__name__", "") for n in graph.nodes if n.op == "call_function"}
+
+
+def _signature(base: type[nn.Module]) -> list[str]:
+    """The base's own parameters and defaults, without annotations."""
+    parts, keyword_only = [], False
+    for parameter in inspect.signature(base.forward).parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and not keyword_only:
+            keyword_only = True
+            parts.append("*")
+        keyword_only = keyword_only or parameter.kind is parameter.VAR_POSITIONAL
+        star = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+        default = "" if parameter.default is parameter.empty else f"={parameter.default!r}"
+        parts.append(f"{star}{parameter.name}{default}")
+    return parts
+
+
+class _Lines:
+    """Prints items, given the printer of expressions and the variables' names."""
+
+    def __init__(self, printer: Printer, names: Names) -> None:
+        self.printer, self.names = printer, names
+
+    def items(self, items: Sequence[Item]) -> list[str]:
+        lines: list[str] = []
+        for item in items:
+            lines += self._branch(item) if isinstance(item, Branch) else self._statement(item)
+        return lines
+
+    def _statement(self, statement: Statement) -> list[str]:
+        node = statement.node
+        if node.op == "output":
+            return wrapped(f"return {self._returned(node.args[0])}")
+        if node.target is assume:
+            return self._check(node)
+        value = self.printer.value(node) if node.op == "placeholder" else self.printer.node(node)
+        if statement.targets:
+            left = ", ".join(self._target(t) for t in statement.targets)
+            left += "," if len(statement.targets) == 1 else ""
+        else:
+            left = self._target(node)
+        lines = wrapped(value if left == "_" else f"{left} = {value}")
+        return commented(lines, node.meta.get("comment"))
+
+    def _target(self, node: fx.Node | None) -> str:
+        return "_" if node is None or not self.names.used(node) else self.names[node]
+
+    def _returned(self, value: object) -> str:
+        text = self.printer.value(value)
+        return text[1:-1] if isinstance(value, tuple) and len(value) > 1 else text
+
+    def _check(self, node: fx.Node) -> list[str]:
+        condition, outcome, message = node.args
+        text = condition if isinstance(condition, str) else self.printer.value(condition)
+        failing = negated(text) if outcome else text
+        return [*wrapped(f"if {failing}:"), *indented(wrapped(f"raise ValueError({literal(message, used=-10_000)})"))]
+
+    def _branch(self, branch: Branch) -> list[str]:
+        true = self.items(branch.if_true) + self._assigned(branch, 1)
+        false = self.items(branch.if_false) + self._assigned(branch, 2)
+        condition = branch.condition
+        if not true:
+            true, false, condition = false, [], negated(condition)
+        lines = [f"if {condition}:", *indented(true)]
+        return [*lines, "else:", *indented(false)] if false else lines
+
+    def _assigned(self, branch: Branch, side: int) -> list[str]:
+        """Assignments for the chosen values whose variable is not the phi's own."""
+        lines = []
+        for phi in branch.phis:
+            value = self.printer.value(phi.args[side])
+            if value != self.names[phi]:
+                lines += wrapped(f"{self.names[phi]} = {value}")
+        return lines
+
+
+def negated(condition: str) -> str:
+    """The opposite of a condition, as a person would write it."""
+    if condition.endswith(" is not None"):
+        return condition.removesuffix(" is not None") + " is None"
+    return f"not {condition}" if condition.replace(".", "_").isidentifier() else f"not ({condition})"

@@ -1,0 +1,131 @@
+"""Bodies as classes: what a class adds to its unit, and where it goes."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from textwrap import wrap
+
+from peftc import modules
+from peftc.emit.literal import WIDTH, literal
+from peftc.emit.patterns import compress, number, ranges, template
+from peftc.errors import Defect
+from peftc.methods.base import ModuleCall
+from peftc.rewrite.program import Addition, Body
+
+
+@dataclass(frozen=True)
+class Class:
+    """A body, or those of its paths whose layer numbers tell them apart, under a name of its own."""
+
+    name: str
+    body: Body
+    paths: tuple[str, ...]
+
+
+def classes(bodies: Collection[Body]) -> tuple[Class, ...]:
+    """One class per body; one per tower where the towers number alike what differs between them."""
+    return tuple(found for body in bodies for found in _split(body))
+
+
+def _split(body: Body) -> list[Class]:
+    layers = [number(path) for path in body.paths]
+    uniform = all(len(set(addition.calls.values())) == 1 for addition in body.additions)
+    if uniform or len(set(layers)) == len(layers):
+        return [Class(body.name, body, body.paths)]
+    groups: dict[str, list[str]] = {}
+    for path in body.paths:
+        groups.setdefault(template(path), []).append(path)
+    return [Class(body.name + _suffix(t, groups), body, tuple(paths)) for t, paths in groups.items()]
+
+
+def _suffix(own: str, others: Collection[str]) -> str:
+    """The parts of a path that not all share, in camel case."""
+    common = set.intersection(*(set(other.split(".")) for other in others))
+    words = [word for part in own.split(".") if part not in common for word in re.findall(r"[A-Za-z]+", part)]
+    return "".join(word.capitalize() for word in words)
+
+
+def class_text(unit: Class, base: str, forward: tuple[str, ...], shared: Collection[str]) -> str:
+    """The source of a unit's class."""
+    body = [*docstring(f"{_where(unit.paths)}: {'; '.join(unit.body.summary)}"), ""]
+    body += ["def attach(self, model, layer):", *_attached(unit, shared), "", *forward]
+    return "\n".join([f"class {unit.name}({base}):", *(f"    {row}".rstrip() for row in body)])
+
+
+def _where(paths: tuple[str, ...]) -> str:
+    layers = sorted({n for n in map(number, paths) if n is not None})
+    if not layers:
+        return ", ".join(paths)
+    return f"{'Layer' if len(layers) == 1 else 'Layers'} {ranges(layers).replace(',', ', ')}"
+
+
+def docstring(text: str, indent: int = 4) -> list[str]:
+    """A docstring on one line where it fits, else its first line and the rest."""
+    text = text.rstrip(".") + "."
+    text = text.replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
+    rows = wrap(text, WIDTH - indent - 3, break_long_words=False)
+    if len(text) + indent + 6 <= WIDTH:
+        return [f'"""{text}"""']
+    return [f'"""{rows[0]}', *rows[1:], '"""']
+
+
+def _attached(unit: Class, shared: Collection[str]) -> list[str]:
+    rows = [f"    {row}" for addition in unit.body.additions for row in _assignment(unit, addition, shared)]
+    return rows or ['    """Nothing: what trains is the base\'s own."""']
+
+
+def _assignment(unit: Class, addition: Addition, shared: Collection[str]) -> list[str]:
+    calls = {path: addition.calls[path] for path in unit.paths}
+    head = f"self.{addition.name} = "
+    return (head + call_text(calls, shared, 8, len(head))).split("\n        ")
+
+
+def call_text(calls: Mapping[str, ModuleCall], shared: Collection[str], indent: int, used: int) -> str:
+    """A constructor call without its defaults; what differs between the paths is looked up by layer."""
+    (name,) = {call.name for call in calls.values()}
+    default = {key: p.default for key, p in inspect.signature(getattr(modules, name)).parameters.items()}
+    values = {
+        key: {path: dict(call.arguments)[key] for path, call in calls.items()} for key, _ in _any(calls).arguments
+    }
+    written = [
+        f"{key}={_argument(by_path, shared)}"
+        for key, by_path in values.items()
+        if set(map(repr, by_path.values())) != {repr(default[key])}
+    ]
+    flat = f"{name}({', '.join(written)})"
+    if indent + used + len(flat) <= WIDTH:
+        return flat
+    pad = " " * indent
+    joined = f"{pad}    {', '.join(written)}"
+    rows = [joined] if len(joined) <= WIDTH else [f"{pad}    {row}," for row in written]
+    return "\n".join([f"{name}(", *rows, f"{pad})"])
+
+
+def _any(calls: Mapping[str, ModuleCall]) -> ModuleCall:
+    return next(iter(calls.values()))
+
+
+def _argument(by_path: Mapping[str, object], shared: Collection[str]) -> str:
+    values = list(by_path.values())
+    if len(set(map(repr, values))) == 1:
+        return _value(values[0], shared)
+    if all(number(path) == value and not isinstance(value, bool) for path, value in by_path.items()):
+        return "layer"
+    by_layer = {number(path): value for path, value in by_path.items()}
+    if len(by_layer) != len(by_path) or None in by_layer:
+        raise Defect(f"no layer number tells apart what differs between {', '.join(by_path)}")
+    if list(by_layer) == list(range(len(values))):
+        return f"({', '.join(_value(v, shared) for v in values)})[layer]"
+    return "{" + ", ".join(f"{key}: {_value(v, shared)}" for key, v in by_layer.items()) + "}[layer]"
+
+
+def _value(value: object, shared: Collection[str]) -> str:
+    return f"model.{value}" if isinstance(value, str) and value in shared else literal(value, used=-10_000)
+
+
+def placed(units: Collection[Class]) -> dict[str, str]:
+    """UNITS: pattern -> class name."""
+    return {pattern: unit.name for unit in units for pattern in compress(unit.paths)}

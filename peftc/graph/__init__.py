@@ -1,0 +1,1 @@
+"""What a graph is to peftc: sites, edits, data flow, structural verification."""

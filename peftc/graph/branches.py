@@ -1,0 +1,68 @@
+"""Graphs with branches: nodes under a guard, values chosen by a condition, and the extent of inlined modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class SelfReference:
+    """The unit itself (path ""), or a module inside it, as an argument of a node."""
+
+    path: str
+
+
+class LiftedInt(int):
+    """An integer attribute of a module, which remembers its source: `self.head_dim`."""
+
+    source: str
+
+
+class LiftedFloat(float):
+    """A float attribute of a module, which remembers its source: `self.scaling`."""
+
+    source: str
+
+
+class LiftedStr(str):
+    """A string attribute that is read again at run time, which remembers its source."""
+
+    source: str
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A node's `if`: the condition as Python source, and the branch the node stands in."""
+
+    condition: str
+    branch: bool
+
+
+def lookup(implementation: str, default: Callable[..., Any], example: Callable[..., Any]) -> Callable[..., Any]:
+    """The attention function that the config names; while tracing, a stand-in with the same output shapes."""
+    return example
+
+
+def base_forward(*args: Any, **kwargs: Any) -> Any:
+    """The base class's own forward: printed as `super().forward(...)`.  Never run."""
+    raise AssertionError("base_forward() is printed, not run")
+
+
+def choose(condition: str, if_true: Any, if_false: Any) -> Any:
+    """A value that differs by branch.  Only printed, never run."""
+    raise AssertionError(f"choose({condition}) is printed, not run")
+
+
+def assume(condition: Any, outcome: bool, message: str) -> None:
+    """What tracing took for granted, as a value or as Python source: printed as a check that raises.  Never run."""
+    raise AssertionError("assume() is printed, not run")
+
+
+def enter(path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """The start of an inlined module: the call that was inlined."""
+
+
+def leave(path: str, result: Any) -> None:
+    """The end of an inlined module: what the call returned."""

@@ -1,0 +1,138 @@
+"""The data flow of a graph: what a value was made from, and what it becomes, along the plain path."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import networkx as nx
+import torch
+from torch import fx
+
+from peftc.graph.branches import assume, choose, enter, leave
+
+MOVES = frozenset({
+    "view", "reshape", "transpose", "permute", "split", "chunk", "unbind", "contiguous", "unflatten", "flatten",
+    "squeeze", "unsqueeze", "getitem", "tensor_split", "swapaxes", "movedim",
+})  # fmt: skip
+
+
+def flow(graph: fx.Graph) -> nx.DiGraph[fx.Node]:
+    """Edges from a value to what reads it: cached values, sizes and markers left out; tuples taken apart exactly."""
+    found: nx.DiGraph[fx.Node] = nx.DiGraph()
+    found.add_nodes_from(n for n in graph.nodes if n.target not in (enter, leave, assume))
+    for node in list(found.nodes):
+        found.add_edges_from((source, node) for source in sources(node) if source in found)
+    return found
+
+
+def sources(node: fx.Node) -> list[fx.Node]:
+    """The nodes whose data a node holds."""
+    if node.target is choose:
+        plain = [a for a in node.args[1:] if isinstance(a, fx.Node)]
+        return [a for a in plain if not a.meta.get("guard")] or plain
+    if node.target is operator.getitem and isinstance(node.args[0], fx.Node) and isinstance(node.args[1], int):
+        return _item_sources(node.args[0], node.args[1]) or [node.args[0]]
+    return [n for n in node.all_input_nodes if holds_tensor(n)]
+
+
+def holds_tensor(node: fx.Node) -> bool:
+    return any(isinstance(x, torch.Tensor) for x in _leaves(node.meta.get("value", (None,))[0]))
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _leaves(item)
+    else:
+        yield value
+
+
+def _item_sources(node: fx.Node, index: int) -> list[fx.Node]:
+    """The inputs that one item of a function's tuple depends on, seen by what requires a gradient."""
+    inputs = [n for n in node.all_input_nodes if isinstance(n.meta.get("value", (None,))[0], torch.Tensor)]
+    if node.op != "call_function" or len(inputs) < 2 or not getattr(node.target, "__module__", ""):
+        return []
+    return [n for n in inputs if _depends(node, index, n)]
+
+
+def _depends(node: fx.Node, index: int, source: fx.Node) -> bool:
+    def example(n: fx.Node) -> Any:
+        value = n.meta["value"][0]
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            return value
+        return value.detach().clone().requires_grad_(n is source)
+
+    assert callable(node.target)
+    with torch.enable_grad():
+        items = node.target(*fx.node.map_arg(node.args, example), **fx.node.map_arg(node.kwargs, example))
+    return isinstance(items[index], torch.Tensor) and items[index].requires_grad
+
+
+def upstream(graph: nx.DiGraph[fx.Node], start: fx.Node, wanted: Callable[[fx.Node], bool]) -> list[fx.Node]:
+    """The nearest nodes before `start` that are wanted, on every path; paths end there."""
+    return _nearest(start, graph.predecessors, wanted)
+
+
+def downstream(graph: nx.DiGraph[fx.Node], start: fx.Node, wanted: Callable[[fx.Node], bool]) -> list[fx.Node]:
+    """The nearest nodes after `start` that are wanted, on every path; paths end there."""
+    return _nearest(start, graph.successors, wanted)
+
+
+def _nearest(
+    start: fx.Node, step: Callable[[fx.Node], Iterator[fx.Node]], wanted: Callable[[fx.Node], bool]
+) -> list[fx.Node]:
+    found: dict[fx.Node, None] = {}
+    seen, queue = {start}, [start]
+    while queue:
+        for node in step(queue.pop(0)):
+            if node in seen:
+                continue
+            seen.add(node)
+            if wanted(node):
+                found[node] = None
+            else:
+                queue.append(node)
+    return list(found)
+
+
+def path(graph: nx.DiGraph[fx.Node], start: fx.Node, end: fx.Node) -> list[fx.Node]:
+    """The shortest way from one node to another, both included."""
+    return list(nx.shortest_path(graph, start, end))
+
+
+def is_move(node: fx.Node) -> bool:
+    """Whether a node only moves numbers: views, splits, transpositions, items."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return node.op in ("call_function", "call_method") and name in MOVES
+
+
+def features(way: list[fx.Node], width: int) -> tuple[fx.Node, tuple[int, ...]]:
+    """Which of a linear's features arrive at the end of the moves on a way that starts at it.
+
+    Returns the first node that holds just those, and their indices in the order in which that node holds them.
+    """
+    head = way[0]
+    index = torch.arange(width).expand(*head.meta["value"][0].shape[:-1], width)
+    held: dict[fx.Node, Any] = {head: index}
+    last = head
+    for node in way[1:]:
+        if not is_move(node) or node.args[0] not in held:
+            break
+        held[node] = _move(node, held)
+        last = node if isinstance(held[node], torch.Tensor) else last
+    final = set(held[last].unique().tolist())
+    first = next(n for n, v in held.items() if isinstance(v, torch.Tensor) and set(v.unique().tolist()) == final)
+    return first, tuple(held[first][0, 0].flatten().tolist())
+
+
+def _move(node: fx.Node, held: dict[fx.Node, Any]) -> Any:
+    def value(n: fx.Node) -> Any:
+        return held[n] if n in held else n.meta["value"][0]
+
+    args, kwargs = fx.node.map_arg(node.args, value), fx.node.map_arg(node.kwargs, value)
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    assert callable(node.target)
+    return node.target(*args, **kwargs)

@@ -1,0 +1,279 @@
+"""call, apply, replace, gated: the only way a method may change a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from operator import getitem, mul
+from typing import TYPE_CHECKING, Any
+
+from torch import fx
+from torch.fx.node import Argument, Target
+
+from peftc import modules
+from peftc.errors import Defect
+from peftc.graph import slots
+from peftc.graph.branches import choose, leave
+from peftc.graph.sites import Attention, Embedding, Projection, Site, Sublayer
+
+if TYPE_CHECKING:
+    from peftc.methods.base import ModuleCall
+
+__all__ = ["Editor", "Gating", "choose"]
+
+Arguments = tuple[Argument, ...]
+Options = dict[str, Argument]
+
+# What changes one tensor, from the inside out: deltas of the weights, scales of the activation, modules beside the
+# sublayer, modules after it.  A later edit of an inner level is seen by the outer ones, so order does not matter.
+WEIGHT, SCALE, BESIDE, AFTER = range(4)
+
+
+@dataclass(frozen=True)
+class Gating:
+    """The gate of a placement: its attribute, the call that builds it, and what it reads ("x", "mask").
+
+    A gate that returns one value for each of several members has this placement as its `member`.
+    """
+
+    name: str
+    call: ModuleCall
+    reads: tuple[str, ...] = ("x",)
+    member: int | None = None
+
+
+class Editor:
+    """A graph under edit.  `additions` are the attributes that the edits need, with the calls that build them."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self.graph = graph
+        self.additions: dict[str, ModuleCall] = {}
+        self._nodes: dict[str, fx.Node] = {node.name: node for node in graph.nodes}
+        self._levels: dict[tuple[str, int], fx.Node] = {}
+        self._keys: dict[str, fx.Node] = {}
+        self._gates: dict[str, fx.Node] = {}
+        self._owned: dict[str, set[fx.Node]] = {}
+        self._fresh: set[fx.Node] = set()
+
+    @contextmanager
+    def at(self, site: Site, name: str, label: str, gating: Gating | None = None) -> Iterator[None]:
+        """Edit for one placement: `name` is its attribute, `label` its method's name in comments."""
+        self._site, self._name, self._label, self._gating = site, name, label, gating
+        self._comment = f"{label} on {site.name}" + (", gated" if gating else "")
+        self._fresh = set()
+        yield
+        if isinstance(site, Projection):
+            self._owned.setdefault(site.node, set()).update(self._fresh)
+
+    def input(self, site: Site) -> fx.Node:
+        """What the site reads: x of a projection, an attention or a sublayer, the ids of an embedding."""
+        if isinstance(site, (Projection, Embedding)):
+            return slots.first(self._node(site.node))
+        return self._edited(site.input, AFTER)
+
+    def residual(self, site: Sublayer) -> fx.Node:
+        """What the sublayer's output is added to."""
+        return self._edited(site.residual, AFTER)
+
+    def output(self, site: Projection | Sublayer | Embedding) -> fx.Node:
+        """What the site computes, with every edit so far."""
+        return self._at_level(site, AFTER)
+
+    def normed(self, site: Sublayer) -> fx.Node:
+        """LN(output + residual) of a post-norm sublayer, by its own norm; output + residual where there is no norm."""
+        before = self._node(site.sum)
+        total = self._copy(before, {})
+        normed = self._copy(self._node(site.norm), {before: total}) if site.norm else total
+        normed.meta.update(name=f"{self._name}_input", names=[])
+        return normed
+
+    def call(self, call: ModuleCall, *args: Argument) -> fx.Node:
+        """A call of the placement's own module on these arguments."""
+        self.additions[self._name] = call
+        return self._insert("call_module", self._name, args)
+
+    def apply(self, function: str, *args: Argument, **options: Argument) -> fx.Node:
+        """A call of a function of peftc.modules."""
+        return self._insert("call_function", getattr(modules, function), args, options)
+
+    def gate(self, on: fx.Node) -> fx.Node | None:
+        """The placement's gate, computed once from the x of the first placement that it scales; None without a gate."""
+        if self._gating is None:
+            return None
+        name, member = self._gating.name, self._gating.member
+        if name not in self._gates:
+            self._gates[name] = self._call_gate(self._gating, on)
+        if member is not None and f"{name}.{member}" not in self._gates:
+            gate = self._gates[name]
+            part = self._follow(gate, "call_function", getitem, (gate, member))
+            part.meta["name"] = f"{self._label}_gate"
+            self._gates[f"{name}.{member}"] = part
+        return self._gates[name if member is None else f"{name}.{member}"]
+
+    def gated(self, delta: fx.Node, on: fx.Node) -> fx.Node:
+        """The delta times the placement's gate, whose x is `on`; the delta itself without a gate."""
+        gate = self.gate(on)
+        return delta if gate is None else self._insert("call_function", mul, (gate, delta))
+
+    def add(self, site: Projection | Sublayer | Embedding, delta: fx.Node) -> None:
+        """site + delta: to W x before anything scales it, to a sublayer's output before anything follows it."""
+        level = BESIDE if isinstance(site, Sublayer) else WEIGHT
+        self._change(site, level, self.apply("added", self._at_level(site, level), self._shaped(site, delta)))
+
+    def add_after(self, site: Sublayer, delta: fx.Node) -> None:
+        """output + delta, after every edit so far."""
+        self._change(site, AFTER, self.apply("added", self.output(site), delta))
+
+    def scale_output(self, site: Projection, call: ModuleCall, gate: fx.Node | None) -> None:
+        """What the projection computes, deltas of its weights included, through a module that keeps its shape."""
+        x = self._at_level(site, SCALE)
+        if self._is_flat(site):
+            self._change(site, SCALE, self._scaled(x, call, gate))
+            return
+        flat = self._insert("call_method", "flatten", (x, 2))
+        self._change(site, SCALE, self._insert("call_method", "reshape_as", (self._scaled(flat, call, gate), x)))
+
+    def scale_input(self, site: Projection, call: ModuleCall, gate: fx.Node | None) -> None:
+        """x of the projection through a module that keeps its shape: for the projection and all that attached to it."""
+        x = self.input(site)
+        self.additions[self._name] = call
+        scaled = self._follow(x, "call_module", self._name, _present(x, gate))
+        readers = ({self._node(site.node)} | self._owned.get(site.node, set())) - set(_ancestors(scaled, x))
+        x.replace_all_uses_with(scaled, delete_user_cb=lambda user: user in readers)
+        self._mark(scaled, x)
+
+    def join(self, site: Attention, tables: fx.Node, gate: fx.Node | None) -> None:
+        """Let the attention's call, and nothing else, read the keys and values of `tables` before its own."""
+        call = self._node(site.node)
+        key = self._keys.get(site.name) or slots.matching(call, self._edited(site.key, AFTER))
+        states, causal = slots.read(call, key), slots.causal(call, site.causal)
+        options: Options = {"gate": gate} if gate else {}
+        joined = self.apply("with_prefix", *states, tables, **options, **({"causal": causal} if causal else {}))
+        parts = [self._insert("call_function", getitem, (joined, i)) for i in range(3)]
+        for part, before, name in zip(parts, states[1:], ("key", "value", "attention_mask"), strict=True):
+            _inherit(part, before)
+            if not (isinstance(before, fx.Node) and before.meta.get("names")):
+                part.meta["names"] = [name]
+        joined.meta["comment"] = self._comment
+        slots.write(call, key, parts)
+        self._keys[site.name] = parts[0]
+
+    def _node(self, name: str) -> fx.Node:
+        if name not in self._nodes:
+            raise Defect(f"the graph has no node {name}, which a site names")
+        return self._nodes[name]
+
+    def _edited(self, name: str, level: int) -> fx.Node:
+        """A node of the unit with the edits of this level and of those inside it."""
+        found = [self._levels[name, inner] for inner in range(level + 1) if (name, inner) in self._levels]
+        return found[-1] if found else self._node(name)
+
+    def _at_level(self, site: Projection | Sublayer | Embedding, level: int) -> fx.Node:
+        return self._edited(_output(site), level)
+
+    def _change(self, site: Projection | Sublayer | Embedding, level: int, new: fx.Node) -> None:
+        old = self._at_level(site, level)
+        old.replace_all_uses_with(new, delete_user_cb=lambda user: user not in self._fresh and new < user)
+        self._mark(new, old)
+        self._levels[_output(site), level] = new
+
+    def _mark(self, new: fx.Node, old: fx.Node) -> None:
+        """The new value takes over the name of the old one, which folds into the new where nothing else reads it."""
+        _inherit(new, old)
+        new.meta["comment"] = self._comment
+        if old.op != "placeholder" and all(user is new or user.target is leave for user in old.users):
+            old.meta.pop("name", None)
+            old.meta.pop("names", None)
+
+    def _shaped(self, site: Projection | Sublayer | Embedding, delta: fx.Node) -> fx.Node:
+        if not isinstance(site, Projection) or self._is_flat(site):
+            return delta
+        return self._insert("call_method", "reshape_as", (delta, self._at_level(site, WEIGHT)))
+
+    def _is_flat(self, site: Projection) -> bool:
+        """Whether the features of a part stand in one dimension, as the projection computed them."""
+        whole, part = (self._node(name).meta.get("value") for name in (site.node, site.output))
+        return not whole or not part or tuple(part[0].shape) == (*whole[0].shape[:-1], site.outputs)
+
+    def _scaled(self, x: fx.Node, call: ModuleCall, gate: fx.Node | None) -> fx.Node:
+        return self.call(call, *_present(x, gate))
+
+    def _call_gate(self, gating: Gating, x: fx.Node) -> fx.Node:
+        self.additions[gating.name] = gating.call
+        mask = self._node(self._site.mask) if self._site.mask else None
+        readable: dict[str, Argument] = {"x": x, "mask": mask}
+        args = tuple(readable[name] for name in gating.reads)
+        return self._follow(x, "call_module", gating.name, args)
+
+    def _anchor(self) -> tuple[fx.Node, fx.Node]:
+        """The node to stand behind, and the node whose guard to share."""
+        if isinstance(self._site, Attention):
+            return self._node(self._site.node).prev, self._node(self._site.node)
+        output = self._at_level(self._site, BESIDE if isinstance(self._site, Sublayer) else WEIGHT)
+        return output, output
+
+    def _insert(self, op: str, target: Target, args: Arguments, options: Options | None = None) -> fx.Node:
+        """A node next to what it changes, behind all that it reads."""
+        anchor, like = self._anchor()
+        with self._behind(anchor, (*args, *(options or {}).values())):
+            return self._made(self.graph.create_node(op, target, args, options), like)
+
+    def _follow(self, node: fx.Node, op: str, target: Target, args: Arguments) -> fx.Node:
+        """A node right behind the last of what it reads."""
+        with self._behind(node, args):
+            return self._made(self.graph.create_node(op, target, args), node)
+
+    def _copy(self, node: fx.Node, instead: dict[fx.Node, fx.Node]) -> fx.Node:
+        """The same call once more, next to what the placement changes, on other arguments where `instead` says so."""
+        anchor, like = self._anchor()
+        with self._behind(anchor, [instead.get(read, read) for read in node.all_input_nodes]):
+            copy = self._made(self.graph.node_copy(node, lambda n: instead.get(n, n)), like)
+        copy.meta.pop("names", None)
+        return copy
+
+    def _behind(self, anchor: fx.Node, args: Iterable[Argument]) -> AbstractContextManager[None]:
+        last: fx.Node = max([anchor, *(node for node in args if isinstance(node, fx.Node))])
+        while last.next.op == "placeholder" or self._ends_inside(last):
+            last = last.next
+        return self.graph.inserting_after(last)
+
+    def _ends_inside(self, node: fx.Node) -> bool:
+        """Whether an inlined module ends with this node, and the edit is of what comes out of it."""
+        ends = node.next.target is leave and node in node.next.all_input_nodes
+        return ends and isinstance(self._site, Sublayer)
+
+    def _made(self, node: fx.Node, like: fx.Node) -> fx.Node:
+        if "guard" in like.meta:
+            node.meta["guard"] = like.meta["guard"]
+        self._fresh.add(node)
+        return node
+
+
+def _output(site: Projection | Sublayer | Embedding) -> str:
+    return site.node if isinstance(site, Embedding) else site.output
+
+
+def _ancestors(node: fx.Node, end: fx.Node) -> Iterator[fx.Node]:
+    """What a node reads, down to `end`."""
+    for read in node.all_input_nodes:
+        if read is not end:
+            yield read
+            yield from _ancestors(read, end)
+
+
+def _present(*nodes: fx.Node | None) -> tuple[fx.Node, ...]:
+    return tuple(node for node in nodes if node is not None)
+
+
+def _inherit(new: fx.Node, old: Any) -> None:
+    """The variable's name and the example values of a node whose place another one takes."""
+    if not isinstance(old, fx.Node):
+        return
+    new.meta["names"] = list(old.meta.get("names") or [_word(old)])
+    new.meta.update({key: old.meta[key] for key in ("name", "value") if key in old.meta})
+
+
+def _word(node: fx.Node) -> str:
+    """What a value without a variable is called: the last part of what makes it."""
+    return str(node.target).rsplit(".", 1)[-1].lower() if isinstance(node.target, str) else "hidden_states"

@@ -1,0 +1,187 @@
+"""Where a method may attach: places in the graph of a unit, found by data flow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import fx, nn
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A linear map y = W x, or the rows of a fused one that make one of its parts.
+
+    `node` calls the module; `output` is the first node that holds this part's features alone (`node` itself when the
+    projection is not fused).  `rows` are the part's rows of W in the order of `output`'s features; None means all.
+    """
+
+    name: str
+    module: str
+    node: str
+    output: str
+    inputs: int
+    outputs: int
+    rows: tuple[int, ...] | None = None
+    bias: bool = False
+    transposed: bool = False
+    causal: bool = False
+    mask: str | None = None
+
+    @property
+    def label(self) -> str:
+        """A name for attributes: the module's own where it is whole, the part's name where it is fused."""
+        name = self.module.rsplit(".", 1)[-1] if self.rows is None else self.name
+        return name.replace(".", "_") or self.name.rsplit(".", 1)[-1]
+
+
+@dataclass(frozen=True)
+class Attention:
+    """The keys and values of one attention: `node` is the call, whose arguments include `key`, `value` and `mask_value`.
+
+    key: (batch, kv_heads, length, key_width / kv_heads).  `input` is the attention's input x, of width `width`.
+    """
+
+    name: str
+    node: str
+    key: str
+    value: str
+    mask_value: str | None
+    input: str
+    width: int
+    kv_heads: int
+    key_width: int
+    value_width: int
+    causal: bool = False
+    mask: str | None = None
+
+    @property
+    def label(self) -> str:
+        return self.name.replace(".", "_")
+
+
+@dataclass(frozen=True)
+class Sublayer:
+    """A tensor `output` that is added to a `residual` (in the node `sum`): the attention's or the feed-forward's output.
+
+    `norm` is the norm that reads the sum and nothing else does (post-norm), or None; `input` is the sublayer's input x.
+    """
+
+    name: str
+    output: str
+    residual: str
+    sum: str
+    norm: str | None
+    input: str
+    width: int
+    causal: bool = False
+    mask: str | None = None
+
+    @property
+    def label(self) -> str:
+        return self.name.removesuffix("_output").replace(".", "_")
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """A table of `count` rows of `width` numbers, looked up by `node`."""
+
+    name: str
+    module: str
+    node: str
+    count: int
+    width: int
+    causal: bool = False
+    mask: str | None = None
+
+    @property
+    def label(self) -> str:
+        return self.module.rsplit(".", 1)[-1] or self.name.rsplit(".", 1)[-1]
+
+
+Site = Projection | Attention | Sublayer | Embedding
+
+
+@dataclass(frozen=True)
+class Assumption:
+    """What tracing took for granted about the arguments of a unit: a Python condition, and a sentence for its check."""
+
+    condition: str
+    message: str
+
+
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """A distinct traced forward: its base class, its graph (never edited), its sites, and every module that runs it."""
+
+    name: str
+    base: type[nn.Module]
+    graph: fx.Graph
+    sites: tuple[Site, ...]
+    paths: tuple[str, ...]
+    assumptions: tuple[Assumption, ...] = ()
+    fingerprint: str = ""
+
+    def site(self, name: str) -> Site | None:
+        return next((s for s in self.sites if s.name == name), None)
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One layer of a tower: the block's path, and its units as (path in the model, unit)."""
+
+    tower: str
+    index: int
+    path: str
+    units: tuple[tuple[str, Unit], ...]
+
+    def find(self, name: str) -> tuple[str, Unit, Site] | None:
+        """The unit instance that has a site of this name: (path, unit, site)."""
+        for path, unit in self.units:
+            if site := unit.site(name):
+                return path, unit, site
+        return None
+
+    def site_names(self) -> tuple[str, ...]:
+        """Every site name of the layer, in the order of the data flow."""
+        return tuple(dict.fromkeys(s.name for _, unit in self.units for s in unit.sites))
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of the base: its shape, and what it is to the selective methods.
+
+    role: "bias", "norm" or "other"; a norm's bias is "norm" and `is_bias`.  head: it lies outside the base model.
+    `names` has every name of a tied parameter, the first being its own.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    is_bias: bool
+    is_norm: bool
+    head: bool
+    names: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        total = 1
+        for extent in self.shape:
+            total *= extent
+        return total
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """The base as peftc sees it: the model on the meta device, its units and layers, its parameters (ties once)."""
+
+    model: nn.Module
+    units: tuple[Unit, ...]
+    layers: tuple[Layer, ...]
+    others: tuple[tuple[str, Unit], ...]
+    parameters: Mapping[str, Parameter]
+    modules: tuple[str, ...]
+
+    def towers(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(layer.tower for layer in self.layers))

@@ -1,0 +1,65 @@
+"""Where an attention's call has its query, key, value and mask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import fx, nn
+from torch.fx.node import Argument
+
+from peftc.errors import Defect
+
+MASKS = ("attention_mask", "attn_mask", "mask")
+
+
+def first(node: fx.Node) -> fx.Node:
+    """The x of a module's call."""
+    x = node.args[0] if node.args else next(iter(node.kwargs.values()))
+    if not isinstance(x, fx.Node):
+        raise Defect(f"{node.name} is called on {x!r}, which is no tensor")
+    return x
+
+
+def matching(call: fx.Node, key: fx.Node) -> fx.Node:
+    """The key, once it is known to be an argument of the call."""
+    if key not in call.args and key not in call.kwargs.values():
+        raise Defect(f"{key.name} is no argument of the attention {call.name}")
+    return key
+
+
+def read(call: fx.Node, key: fx.Node) -> tuple[Argument, Argument, Argument, Argument]:
+    """query, key, value and mask: neighbours in that order, or keyword arguments; a mask that is left out is None."""
+    if key not in call.args:
+        return call.kwargs["query"], key, call.kwargs["value"], _keyword_mask(call)
+    at = call.args.index(key)
+    value = call.args[at + 1] if at + 1 < len(call.args) else call.kwargs["value"]
+    mask = call.args[at + 2] if at + 2 < len(call.args) else _keyword_mask(call)
+    return call.args[at - 1], key, value, mask
+
+
+def write(call: fx.Node, key: fx.Node, parts: Sequence[fx.Node]) -> None:
+    """Put a new key, value and mask where the call has its own; what was an is_causal flag is in the mask now."""
+    args, options = list(call.args), dict(call.kwargs)
+    at = args.index(key) if key in args else None
+    mask = "attn_mask" if call.target is nn.functional.scaled_dot_product_attention else "attention_mask"
+    names = ("key", "value", next((name for name in MASKS if name in options), mask))
+    for i, (name, part) in enumerate(zip(names, parts, strict=True)):
+        if at is not None and at + i < len(args):
+            args[at + i] = part
+        elif at is not None and name not in options:
+            args.append(part)
+        else:
+            options[name] = part
+    if options.get("is_causal") is not None:
+        options["is_causal"] = False
+    call.args, call.kwargs = tuple(args), options
+
+
+def causal(call: fx.Node, otherwise: bool) -> bool | fx.Node:
+    """The call's own is_causal, or what is known of the site."""
+    flag = call.kwargs.get("is_causal")
+    return flag if isinstance(flag, bool | fx.Node) else otherwise
+
+
+def _keyword_mask(call: fx.Node) -> Argument:
+    return next((call.kwargs[name] for name in MASKS if name in call.kwargs), None)

@@ -1,0 +1,71 @@
+"""What must hold between any two passes, of the structure alone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+from torch import fx
+
+from peftc.errors import Defect
+from peftc.graph.sites import Attention, Embedding, Projection, Site, Unit
+
+
+def verify(graph: fx.Graph, unit: Unit, additions: Collection[str] = (), sites: Collection[Site] = ()) -> None:
+    """Raise a Defect unless the graph is sound, is still the unit's, and calls every addition and nothing unknown.
+
+    `sites` are those whose nodes must still be there; a pass may fold the others away.
+    """
+    try:
+        graph.lint()
+    except (RuntimeError, ValueError) as error:
+        raise Defect(f"the graph of {unit.name} is broken: {error}") from error
+    complaints = [*_signature(graph, unit), *_sites(graph, sites), *_calls(graph, unit, additions)]
+    if complaints:
+        raise Defect(f"the graph of {unit.name} is broken: " + "; ".join(complaints))
+
+
+def site_nodes(site: Site) -> tuple[str, ...]:
+    """The names of the nodes that a site stands on."""
+    if isinstance(site, Projection):
+        return site.node, site.output
+    if isinstance(site, Embedding):
+        return (site.node,)
+    if isinstance(site, Attention):
+        return site.node, site.key, site.value, site.input, *_given(site.mask_value, site.mask)
+    return site.output, site.residual, site.sum, site.input, *_given(site.norm, site.mask)
+
+
+def _given(*names: str | None) -> tuple[str, ...]:
+    return tuple(name for name in names if name)
+
+
+def _signature(graph: fx.Graph, unit: Unit) -> Iterator[str]:
+    before, after = _placeholders(unit.graph), _placeholders(graph)
+    if before != after:
+        yield f"its arguments were {before} and are {after}"
+    if not any(node.op == "output" for node in graph.nodes):
+        yield "it returns nothing"
+
+
+def _placeholders(graph: fx.Graph) -> list[tuple[str, str]]:
+    return [(str(node.target), repr(node.args)) for node in graph.nodes if node.op == "placeholder"]
+
+
+def _sites(graph: fx.Graph, sites: Collection[Site]) -> Iterator[str]:
+    names = {node.name for node in graph.nodes}
+    for site in sites:
+        if missing := sorted(set(site_nodes(site)) - names):
+            yield f"site {site.name} stands on {', '.join(missing)}, which is gone"
+
+
+def _calls(graph: fx.Graph, unit: Unit, additions: Collection[str]) -> Iterator[str]:
+    called, own = _modules(graph), _modules(unit.graph)
+    folded = {name for name in called if any(other.startswith(f"{name}.") for other in own)}
+    if unknown := sorted(called - own - folded - set(additions)):
+        yield f"it calls {', '.join(unknown)}, which nothing adds"
+    if idle := sorted(set(additions) - called):
+        yield f"it never calls {', '.join(idle)}"
+
+
+def _modules(graph: fx.Graph) -> set[str]:
+    return {str(node.target) for node in graph.nodes if node.op == "call_module"}

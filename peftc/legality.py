@@ -1,0 +1,132 @@
+"""What a placement may not be: refused by its method, there already, or under a gate that it cannot have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+
+from peftc.graph.sites import Attention, Projection
+from peftc.selectors import Entry, Spot
+
+
+def check(entries: Sequence[tuple[Entry, tuple[Spot, ...]]]) -> None:
+    """Complain, each to its entry, about every illegal placement."""
+    for entry, spots in entries:
+        _check_gate_of_selective(entry)
+        for spot in spots:
+            check_refusal(entry, spot)
+        if all(entry.method.refusal(spot.site) is None for spot in spots):
+            _check_gate(entry, spots)
+            _check_layer_gate(entry, spots)
+    _check_twice(entries)
+    _check_central(entries)
+
+
+def check_refusal(entry: Entry, spot: Spot) -> None:
+    reason = entry.method.refusal(spot.site)
+    if reason is not None:
+        message, hint = said(reason)
+        entry.refuse_once(message, *spot.word, hint=hint)
+
+
+def _check_gate_of_selective(entry: Entry) -> None:
+    if entry.selective and entry.method.gate:
+        message = f"{entry.method.method} trains the base's own parameters: it adds nothing that a gate could scale"
+        entry.refuse(message, "gate", hint="leave its gate out")
+
+
+def _check_gate(entry: Entry, spots: Sequence[Spot]) -> None:
+    """One complaint for the first site that cannot be gated so."""
+    gate = entry.method.gate
+    reasons = (entry.method.gate_refusal(gate, spot.site) for spot in spots if gate)
+    reason = next((reason for reason in reasons if reason is not None), None)
+    if reason is not None:
+        message, hint = said(reason)
+        entry.refuse(message, "gate", "kind", hint=hint)
+
+
+def said(reason: str) -> tuple[str, str | None]:
+    """A method's refusal as message and hint: what is wrong, and after the last colon what to do."""
+    message, colon, hint = reason.rpartition(": ")
+    return (message, hint) if colon else (reason, None)
+
+
+def _check_layer_gate(entry: Entry, spots: Sequence[Spot]) -> None:
+    gate = entry.method.gate
+    if gate is None or gate.scope != "layer" or gate.kind == "central":
+        return
+    for _, group in groupby(_by_layer(spots), key=_layer_key):
+        fault = _differing(list(group))
+        if fault:
+            hint = f"gate: {{kind: {gate.kind}, scope: site}}"
+            entry.refuse_once(f"one gate per layer cannot serve {fault}", "gate", hint=hint)
+
+
+def _check_central(entries: Sequence[tuple[Entry, tuple[Spot, ...]]]) -> None:
+    shared: dict[str, list[tuple[Entry, Spot]]] = {}
+    for entry, spots in entries:
+        gate = entry.method.gate
+        if gate and gate.kind == "central" and gate.shared and not entry.selective:
+            shared.setdefault(gate.shared, []).extend((entry, spot) for spot in spots)
+    for name, members in shared.items():
+        for _, group in groupby(sorted(members, key=lambda m: _layer_key(m[1])), key=lambda m: _layer_key(m[1])):
+            _check_share(name, list(group))
+
+
+def _check_share(name: str, members: Sequence[tuple[Entry, Spot]]) -> None:
+    """One softmax, in one layer: at least two entries, in one unit, reading one tensor."""
+    first = members[0][0]
+    entries = {entry.index for entry, _ in members}
+    where = f"layer {members[0][1].layer.index}" if members[0][1].layer else members[0][1].path
+    if len(entries) < 2:
+        message = f"the central gate {name!r} has one member only: a softmax over one entry is always 1"
+        first.refuse_once(message, "gate", hint=f"another entry on {where} must name shared: {name} too")
+    fault = _differing([spot for _, spot in members])
+    if fault:
+        hint = "it joins what reads one tensor, as lora on q and v does, and a prefix"
+        members[-1][0].refuse_once(f"the central gate {name!r} cannot serve {fault}", "gate", hint=hint)
+
+
+def _differing(spots: Sequence[Spot]) -> str | None:
+    """Two sites that one gate cannot serve, and why; None where it can serve all."""
+    first = spots[0]
+    for spot in spots[1:]:
+        pair = f"{first.site.name!r} and {spot.site.name!r}"
+        if spot.path != first.path:
+            return f"{pair}: they are in different units, {first.unit.base.__name__} and {spot.unit.base.__name__}"
+        if _reads(spot) != _reads(first):
+            return f"{pair}: they read different inputs"
+    return None
+
+
+def _reads(spot: Spot) -> str | Spot:
+    """The node whose value a gate of this site reads; at a sublayer only the method knows which: nobody else's."""
+    site = spot.site
+    if isinstance(site, Attention):
+        return site.input
+    if not isinstance(site, Projection):
+        return spot
+    call = next(node for node in spot.unit.graph.nodes if node.name == site.node)
+    return str(call.all_input_nodes[0].name)
+
+
+def _check_twice(entries: Sequence[tuple[Entry, tuple[Spot, ...]]]) -> None:
+    """The same method on one site by two entries, unless one says that it is meant."""
+    taken: dict[tuple[str, str, str], Entry] = {}
+    for entry, spots in entries:
+        for spot in spots:
+            before = taken.setdefault((entry.method.method, spot.path, spot.site.name), entry)
+            if before is not entry and not (entry.method.again or before.method.again):
+                place = before.place()
+                where = f" (line {place.line})" if place else ""
+                message = f"{entry.method.method} stands on {spot.site.name!r} already, by an entry before{where}"
+                hint = "give them different layers, or say again: true where it is meant"
+                entry.refuse_once(message, *spot.word, hint=hint)
+
+
+def _by_layer(spots: Iterable[Spot]) -> list[Spot]:
+    return sorted(spots, key=_layer_key)
+
+
+def _layer_key(spot: Spot) -> tuple[str, int, str]:
+    return (spot.layer.tower, spot.layer.index, "") if spot.layer else ("", 0, spot.path)

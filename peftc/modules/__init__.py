@@ -1,0 +1,25 @@
+"""The modules and functions that are pasted into artifacts: what a `ModuleCall` or an edit names."""
+
+from peftc.modules.adapter import Adapter
+from peftc.modules.dtype import added
+from peftc.modules.gate import CentralGate, ConstantGate, MaskedGate, SequenceGate, TokenGate
+from peftc.modules.ia3 import IA3
+from peftc.modules.lora import LoRA, LoRAEmbedding
+from peftc.modules.prefix import Prefix, PrefixSlice, PrefixTrunk, with_prefix
+
+__all__ = [
+    "IA3",
+    "Adapter",
+    "CentralGate",
+    "ConstantGate",
+    "LoRA",
+    "LoRAEmbedding",
+    "MaskedGate",
+    "Prefix",
+    "PrefixSlice",
+    "PrefixTrunk",
+    "SequenceGate",
+    "TokenGate",
+    "added",
+    "with_prefix",
+]

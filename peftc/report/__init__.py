@@ -1,0 +1,1 @@
+"""What a plan costs: counted by formulas, shown as JSON and Markdown."""

@@ -1,0 +1,116 @@
+"""The pass that lets every placement rewrite its unit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from torch import fx
+
+from peftc.graph.editor import Editor, Gating
+from peftc.methods.base import ModuleCall
+from peftc.plan import PlacedGate, PlacedShared, Placement, Plan
+from peftc.rewrite.passes import copied
+from peftc.rewrite.program import Addition, Body, Program
+
+
+@dataclass(frozen=True)
+class Attach:
+    """Edits each unit for its placements; units whose code becomes the same share a body."""
+
+    name: ClassVar[str] = "attach"
+
+    def run(self, program: Program) -> Program:
+        found: list[Body] = []
+        for body in program.bodies:
+            groups: dict[Any, list[Edited]] = {}
+            for path in body.paths:
+                edited = _edited(program.plan, body, path)
+                groups.setdefault(edited.shape(), []).append(edited)
+            found += [_joined(body, group) for group in groups.values()]
+        return replace(program, bodies=tuple(_named(found)))
+
+
+@dataclass(frozen=True, eq=False)
+class Edited:
+    """One unit instance after its placements: the graph, and the calls that build what it adds."""
+
+    path: str
+    graph: fx.Graph
+    additions: Mapping[str, ModuleCall]
+    placements: tuple[Placement, ...]
+
+    def shape(self) -> tuple[Any, ...]:
+        """What must be equal for two instances to share a class: the code, and which modules it calls."""
+        code = tuple((n.op, str(n.target), str(n.args), str(n.kwargs), n.meta.get("comment")) for n in self.graph.nodes)
+        calls = tuple((n, c.name, tuple(k for k, _ in c.arguments)) for n, c in self.additions.items())
+        return code, calls
+
+
+def _edited(plan: Plan, body: Body, path: str) -> Edited:
+    graph = copied(body.graph)
+    editor = Editor(graph)
+    placements = tuple(p for p in plan.placements if p.path == path)
+    shared = {id(m): (s, i) for s in plan.shared for i, m in enumerate(s.members)}
+    gates = {id(m): g for g in plan.gates for m in g.members}
+    calls: dict[str, ModuleCall] = {}
+    for placement in placements:
+        gating = _gating(placement, gates.get(id(placement)))
+        with editor.at(placement.site, placement.name, placement.method.method, gating):
+            placement.method.rewrite(placement.site, editor)
+        calls |= {n: c for n, c in editor.additions.items() if n not in calls}
+        if id(placement) in shared:
+            calls[placement.name] = _sliced(calls[placement.name], *shared[id(placement)])
+    return Edited(path, graph, calls, placements)
+
+
+def _gating(placement: Placement, gate: PlacedGate | None) -> Gating | None:
+    if gate is None or placement.method.gate is None:
+        return None
+    entries = list(dict.fromkeys(member.entry for member in gate.members))
+    member = entries.index(placement.entry) if placement.method.gate.kind == "central" else None
+    return Gating(gate.name, gate.call, placement.method.gate.reads, member)
+
+
+def _sliced(call: ModuleCall, shared: PlacedShared, index: int) -> ModuleCall:
+    return ModuleCall(call.name, (("trunk", shared.name), ("index", index), *call.arguments))
+
+
+def _joined(body: Body, group: Sequence[Edited]) -> Body:
+    first = group[0]
+    additions = tuple(Addition(n, {e.path: e.additions[n] for e in group}) for n in first.additions)
+    paths = tuple(edited.path for edited in group)
+    return Body(body.name, body.unit, first.graph, paths, additions, tuple(summary(first.placements)))
+
+
+def summary(placements: Sequence[Placement]) -> Iterator[str]:
+    """`lora on q and v, gated (sequence)`, one phrase per entry."""
+    entries: dict[int, list[Placement]] = {}
+    for placement in placements:
+        entries.setdefault(placement.entry, []).append(placement)
+    for members in entries.values():
+        method = members[0].method
+        names = list(dict.fromkeys(member.site.name for member in members))
+        listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+        gate = f", gated ({method.gate.kind})" if method.gate else ""
+        yield f"{method.method} on {listed}{gate}"
+
+
+def _named(bodies: Sequence[Body]) -> Iterator[Body]:
+    """The unit's own name for its only variant; for several, a name that says what differs."""
+    for body in bodies:
+        alike = [b for b in bodies if b.unit.name == body.unit.name]
+        if len(alike) == 1:
+            yield body
+            continue
+        names = [body.unit.name + _words(b) for b in alike]
+        name = body.unit.name + _words(body)
+        number = [b for b, n in zip(alike, names, strict=True) if n == name].index(body) + 1
+        yield replace(body, name=name if names.count(name) == 1 else f"{name}{number}")
+
+
+def _words(body: Body) -> str:
+    """The methods of a body in camel case: `LoraPrefix`."""
+    methods = dict.fromkeys(phrase.split(" ", 1)[0] for phrase in body.summary)
+    return "".join(method.capitalize().replace("_", "") for method in methods)

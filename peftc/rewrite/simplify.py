@@ -1,0 +1,159 @@
+"""The pass that makes a body short: inlined modules that nothing changed become calls again."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from torch import fx
+
+from peftc.graph.branches import choose, enter, leave, lookup
+from peftc.rewrite.passes import copied
+from peftc.rewrite.program import Body, Program
+
+IDLE = (getattr, operator.getitem, choose, lookup, enter, leave)
+
+
+@dataclass(frozen=True)
+class Simplify:
+    """Folds untouched modules, and drops the markers and what is never read."""
+
+    name: ClassVar[str] = "simplify"
+
+    def run(self, program: Program) -> Program:
+        return replace(program, bodies=tuple(_simplified(body) for body in program.bodies))
+
+
+def _simplified(body: Body) -> Body:
+    graph = copied(body.graph)
+    before = {node.name: node for node in body.unit.graph.nodes}
+    for extent in list(_extents(graph)):
+        if extent.start.name in {n.name for n in graph.nodes}:
+            _fold(graph, extent, before)
+    without_idle(graph)
+    _sink(graph, {addition.name for addition in body.additions})
+    return replace(body, graph=graph)
+
+
+@dataclass(frozen=True, eq=False)
+class Extent:
+    """An inlined module: its markers, and the nodes between them."""
+
+    path: str
+    start: fx.Node
+    end: fx.Node
+    inside: tuple[fx.Node, ...]
+
+
+def _extents(graph: fx.Graph) -> Iterator[Extent]:
+    """Every inlined module, outer ones first."""
+    nodes = list(graph.nodes)
+    for position, node in enumerate(nodes):
+        if node.target is not enter:
+            continue
+        path = str(node.args[0])
+        ends = [i for i in range(position, len(nodes)) if nodes[i].target is leave and nodes[i].args[0] == path]
+        if ends:
+            yield Extent(path, node, nodes[ends[0]], tuple(nodes[position + 1 : ends[0]]))
+
+
+def _fold(graph: fx.Graph, extent: Extent, before: dict[str, fx.Node]) -> None:
+    """Put the module's call back, where nothing inside changed and nothing but its result is used outside."""
+    replaced = _replaced(before[extent.start.name].args[1:], extent.start.args[1:])
+    if not all(_unchanged(node, before, replaced) for node in extent.inside):
+        return
+    result = before[extent.end.name].args[1]
+    names = {n.name for n in extent.inside}
+    given = [n.name for n in _nodes(result)]
+    outside = [n for n in extent.inside if any(u.name not in names and u is not extent.end for u in n.users)]
+    items = list(result) if isinstance(result, (tuple, list)) else [result]
+    if any(n.name not in given for n in outside) or not all(i is None or isinstance(i, fx.Node) for i in items):
+        return
+    with graph.inserting_before(extent.start):
+        call = graph.call_module(extent.path, extent.start.args[1], extent.start.args[2])
+    _take_over(graph, call, extent, result, names)
+    for node in (extent.end, *reversed(extent.inside), extent.start):
+        graph.erase_node(node)
+
+
+def _take_over(graph: fx.Graph, call: fx.Node, extent: Extent, result: Any, inside: set[str]) -> None:
+    """Let every reader outside read the call instead of what the inlined code made."""
+    here = {n.name: n for n in extent.inside}
+    call.meta.update(guard=extent.start.meta.get("guard", ()), names=[], scope=())
+    if isinstance(result, fx.Node):
+        call.meta["value"] = result.meta["value"]
+        if result.name in here:
+            call.meta["names"] = list(here[result.name].meta.get("names", ()))
+            _redirect(here[result.name], call, inside, extent)
+        return
+    call.meta["value"] = tuple(tuple(_value(item, i) for item in result) for i in range(2))
+    for index, item in enumerate(result):
+        if item is None or item.name not in here:
+            continue
+        with graph.inserting_before(extent.start):
+            part = graph.call_function(operator.getitem, (call, index))
+        part.meta.update(here[item.name].meta)
+        part.meta["guard"] = call.meta["guard"]
+        _redirect(here[item.name], part, inside, extent)
+
+
+def _redirect(old: fx.Node, new: fx.Node, inside: set[str], extent: Extent) -> None:
+    old.replace_all_uses_with(new, delete_user_cb=lambda u: u.name not in inside and u is not extent.end)
+
+
+def _value(item: fx.Node | None, point: int) -> Any:
+    return None if item is None else item.meta["value"][point]
+
+
+def _replaced(before: Any, after: Any) -> dict[str, str]:
+    """How the inputs of an inlined call changed: old name -> new name."""
+    return {b.name: a.name for b, a in zip(_nodes(before), _nodes(after), strict=True)}
+
+
+def _nodes(value: Any) -> list[fx.Node]:
+    found: list[fx.Node] = []
+    fx.node.map_arg(value, lambda n: found.append(n) or n)
+    return found
+
+
+def _unchanged(node: fx.Node, before: dict[str, fx.Node], replaced: dict[str, str]) -> bool:
+    old = before.get(node.name)
+    if old is None or node.op != old.op or node.target is not old.target and node.target != old.target:
+        return False
+    wanted = [replaced.get(n.name, n.name) for n in _nodes((old.args, old.kwargs))]
+    return node.target is leave or wanted == [n.name for n in _nodes((node.args, node.kwargs))]
+
+
+def without_idle(graph: fx.Graph) -> None:
+    """Drop the markers, and reads that nothing reads."""
+    for node in reversed(list(graph.nodes)):
+        if not node.users and node.target in IDLE:
+            graph.erase_node(node)
+
+
+def _sink(graph: fx.Graph, additions: set[str]) -> None:
+    """Move each gate down to its first reader's line, and into it where it has no other."""
+    for node in reversed(list(graph.nodes)):
+        if node.op != "call_module" or node.target not in additions or "name" not in node.meta or not node.users:
+            continue
+        order = {n: i for i, n in enumerate(graph.nodes)}
+        first = min(node.users, key=lambda n: order[n])
+        if first.meta.get("guard", ()) != node.meta.get("guard", ()):
+            continue
+        _line(first, node).prepend(node)
+        if len(node.users) == 1:
+            del node.meta["name"]
+
+
+def _line(end: fx.Node, stop: fx.Node) -> fx.Node:
+    """The first of the nodes right before `end` that only it reads, directly or not."""
+    line = {end}
+    start = end
+    while start.prev is not stop and start.prev.op != "placeholder" and start.prev.users:
+        if not all(user in line for user in start.prev.users) or start.prev.meta.get("names"):
+            break
+        start = start.prev
+        line.add(start)
+    return start

@@ -1,0 +1,91 @@
+"""A loaded model, rewritten in place by executing the emitted source."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+from torch import nn
+
+from peftc.emit.artifact import Artifact
+from peftc.errors import PeftcError, Problem, raise_all
+from peftc.runtime.namespace import module_of
+
+M = TypeVar("M", bound=nn.Module)
+
+HOOKED = ("_old_forward", "_hf_hook")
+
+
+def attach(model: M, artifact: Artifact) -> M:
+    """The same model with the units and additions of an artifact, frozen.  PeftcError before anything is changed."""
+    raise_all(_obstacles(model))
+    emitted = _emitted(artifact)
+    compiled: Any = vars(emitted).get(type(model).__name__)
+    if compiled is None or compiled.__bases__[1] is not type(model):
+        raise PeftcError(
+            Problem(f"{artifact.name} was not compiled for {type(model).__module__}.{type(model).__qualname__}")
+        )
+    misplaced = [path for path, wanted in places(emitted) if _class_at(model, path) is not wanted]
+    if misplaced:
+        raise PeftcError(
+            Problem(f"{artifact.name} was compiled for another model: {', '.join(misplaced)} are not its units")
+        )
+    model.__class__ = compiled
+    compiled.attach(model)
+    return model
+
+
+def places(emitted: Any) -> Iterator[tuple[str, type[nn.Module]]]:
+    """(path, base class) of every unit of an emitted module."""
+    for pattern, unit in emitted.UNITS.items():
+        for path, _ in emitted.expand(pattern):
+            yield path, unit.__bases__[0]
+
+
+def _emitted(artifact: Artifact) -> Any:
+    try:
+        return module_of(artifact.module, artifact.files[f"{artifact.module}.py"])
+    except ImportError as error:
+        raise PeftcError(Problem(str(error))) from error
+
+
+def _class_at(model: nn.Module, path: str) -> type[nn.Module] | None:
+    return next((type(module) for name, module in model.named_modules() if name == path), None)
+
+
+def _obstacles(model: nn.Module) -> Iterator[Problem]:
+    """What else has already changed this model."""
+    compiled = [name or type(model).__name__ for name, module in model.named_modules() if _has_base(module, "Compiled")]
+    if compiled:
+        yield Problem(
+            f"{', '.join(compiled)}: peftc is attached already",
+            hint="load the base again and attach one spec with all methods",
+        )
+        return
+    foreign = [
+        name or "the model" for name, module in model.named_modules() if type(module).__module__.split(".")[0] == "peft"
+    ]
+    if foreign:
+        yield Problem(
+            f"the peft library has changed this model: {_few(foreign)}", hint="merge or unload its adapters first"
+        )
+    hooked = [
+        name or "the model" for name, module in model.named_modules() if any(key in vars(module) for key in HOOKED)
+    ]
+    if hooked:
+        hint = "attach first, then dispatch; or accelerate.hooks.remove_hook_from_submodules(model)"
+        yield Problem(f"accelerate's hooks hold the forwards of {_few(hooked)}: a new forward would not run", hint=hint)
+
+
+def _has_base(module: nn.Module, name: str) -> bool:
+    """Whether an emitted model class made this module; its base class is emitted too, so its name is all there is."""
+    return any(base.__name__ == name and "TRAINED" in vars(_home(base)) for base in type(module).__mro__)
+
+
+def _home(base: type) -> Any:
+    return sys.modules.get(base.__module__, base)
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,85 @@
+"""Real inputs for one unit: the calls that its model makes at sizes that tracing has not seen."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from peftc.trace.calls import Point, Recorded, Recording, Scenario, record
+from peftc.trace.units import SCENARIOS
+
+UNSEEN = (Point(batch=1, length=5, past=3), Point(batch=4, length=9, past=8))
+
+
+@dataclass(frozen=True, eq=False)
+class Recordings:
+    """What a model calls its modules with, per scenario and unseen size, still on the meta device."""
+
+    found: Mapping[tuple[Scenario, Point], Recording]
+
+    def calls(self, module: nn.Module) -> Iterator[tuple[str, Recorded]]:
+        """A description and the call, for each recording that reaches the module."""
+        for (scenario, point), recording in self.found.items():
+            if module in recording.calls:
+                masked, cached = ("padded" if scenario.mask else "unpadded"), (", cached" if scenario.past else "")
+                yield f"{point.batch} x {point.length} {masked}{cached}", recording.calls[module]
+
+
+def recordings(model: nn.Module) -> Recordings:
+    """Run the model on the meta device at every unseen size."""
+    pairs = [(scenario, point) for scenario in SCENARIOS for point in UNSEEN]
+    found = {pair: record(model, *pair) for pair in pairs}
+    return Recordings({pair: recording for pair, recording in found.items() if recording is not None})
+
+
+class Filler:
+    """Meta tensors as real ones: random numbers, masks that hide some keys, zeros for indices."""
+
+    def __init__(self, seed: int, dtype: torch.dtype, eager: bool) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+        self.dtype, self.eager = dtype, eager
+
+    def __call__(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return self._tensor(value)
+        if isinstance(value, (tuple, list)):
+            return type(value)(self(item) for item in value)
+        if isinstance(value, dict):
+            return {key: self(item) for key, item in value.items()}
+        if type(value).__module__.startswith("transformers.cache_utils"):
+            filled = copy.copy(value)
+            vars(filled).update({key: self(item) for key, item in vars(value).items()})
+            return filled
+        return self.dtype if value is torch.float32 else torch.device("cpu") if value == torch.device("meta") else value
+
+    def _tensor(self, value: torch.Tensor) -> torch.Tensor:
+        if value.dtype == torch.bool:
+            return self._mask(value)
+        if not value.is_floating_point():
+            return torch.zeros(value.shape, dtype=value.dtype)
+        return torch.randn(value.shape, generator=self.generator).to(self.dtype)
+
+    def _mask(self, value: torch.Tensor) -> torch.Tensor:
+        seen = torch.rand(value.shape, generator=self.generator) < 0.7
+        seen[..., 0] = True
+        if not self.eager:
+            return seen
+        return torch.zeros(value.shape, dtype=self.dtype).masked_fill(~seen, torch.finfo(self.dtype).min)
+
+
+def real_module(module: nn.Module, seed: int, dtype: torch.dtype) -> nn.Module:
+    """A copy of a meta module on the CPU, its tensors drawn from a generator; the global one is left alone."""
+    real = copy.deepcopy(module).to_empty(device="cpu").to(dtype)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for tensor in [*real.parameters(), *real.buffers()]:
+            if tensor.is_floating_point():
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.2)
+            else:
+                tensor.zero_()
+    return real

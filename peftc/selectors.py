@@ -1,0 +1,192 @@
+"""Which sites of a base an entry means: its towers, layers, `at` and `modules` expanded over a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+
+from peftc.errors import Place, Problem
+from peftc.graph.sites import Embedding, Layer, Projection, Site, Trace, Unit
+from peftc.methods.base import Method
+from peftc.spec.complaints import closest
+from peftc.spec.document import Step
+from peftc.spec.layers import LayersError, select
+from peftc.spec.schema import Spec
+
+
+@dataclass(frozen=True, eq=False)
+class Spot:
+    """A site in the model: its layer (None outside every layer), its unit's path, and the word that chose it."""
+
+    layer: Layer | None
+    path: str
+    unit: Unit
+    site: Site
+    word: tuple[Step, ...]
+
+    @property
+    def module(self) -> str | None:
+        """The path of the module that is called here, or None where the site is no single module."""
+        if not isinstance(self.site, Projection | Embedding):
+            return None
+        return ".".join(part for part in (self.path, self.site.module) if part)
+
+
+class Entry:
+    """One entry over a trace.  `problems` grows as its selectors are expanded."""
+
+    def __init__(self, spec: Spec, index: int, trace: Trace) -> None:
+        self.index = index
+        self.method: Method = spec.methods[index]
+        self.trace = trace
+        self.origin = spec.origin
+        self.problems: list[Problem] = []
+
+    def place(self, *path: Step) -> Place | None:
+        """The place of one of the entry's settings; of the method's name where it was left out."""
+        entry = self.origin.place("methods", self.index)
+        found = self.origin.place("methods", self.index, *path)
+        return found if found != entry else self.origin.place("methods", self.index, "method")
+
+    def refuse(self, message: str, *path: Step, hint: str | None = None) -> None:
+        self.problems.append(Problem(message, self.place(*path), hint))
+
+    def refuse_once(self, message: str, *path: Step, hint: str | None = None) -> None:
+        """The same complaint about many layers is one complaint."""
+        if all(problem.message != message for problem in self.problems):
+            self.refuse(message, *path, hint=hint)
+
+    @property
+    def selective(self) -> bool:
+        """Whether it trains parameters of the base and adds nothing: it has no sites of its own."""
+        return not self.method.default_sites()
+
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers that it names, tower by tower."""
+        return tuple(layer for tower in self._towers() for layer in self._layers_of(tower))
+
+    def _towers(self) -> tuple[str, ...]:
+        known = self.trace.towers()
+        if self.method.towers is None:
+            return known
+        for position, name in enumerate(self.method.towers):
+            if name not in known:
+                hint = closest(name, known, "its towers are") if known else "it has none"
+                self.refuse(f"{type(self.trace.model).__name__} has no tower {name!r}", "towers", position, hint=hint)
+        return tuple(tower for tower in known if tower in self.method.towers)
+
+    def _layers_of(self, tower: str) -> tuple[Layer, ...]:
+        layers = {layer.index: layer for layer in self.trace.layers if layer.tower == tower}
+        try:
+            chosen = select(self.method.layers, len(layers))
+        except LayersError as error:
+            self.refuse(f"{tower}: {error}", "layers")
+            return ()
+        if not chosen:
+            self.refuse(f"layers {self.method.layers} is no layer of the {tower}, which has {len(layers)}", "layers")
+        return tuple(layers[index] for index in chosen)
+
+    def spots(self) -> tuple[Spot, ...]:
+        """Every site that it takes, each once."""
+        layers = self.layers()
+        names = self.method.at
+        if names is None and self.method.modules is None:
+            names = self.method.default_sites()
+        found = [spot for position, name in enumerate(names or ()) for spot in self._named(name, position, layers)]
+        globs = enumerate(self.method.modules or ())
+        found += [spot for position, glob in globs for spot in self._globbed(glob, position, layers)]
+        return tuple({(spot.path, spot.site.name): spot for spot in reversed(found)}.values())[::-1]
+
+    def _named(self, name: str, position: int, layers: Sequence[Layer]) -> list[Spot]:
+        """The sites of one name; a tower without it is left out only where another has it and none was asked for."""
+        word: tuple[Step, ...] = ("at", position)
+        found = [Spot(layer, *place, word) for layer in layers if (place := layer.find(name))]
+        having = {spot.layer.tower for spot in found if spot.layer}
+        lacking = [layer for layer in layers if not layer.find(name)]
+        if self.method.towers is None and found:
+            lacking = [layer for layer in lacking if layer.tower in having]
+        if lacking:
+            self._no_site(name, word, lacking, found)
+        elif name in (self.method.at or ())[:position]:
+            self.refuse(f"{name!r} stands here twice", *word)
+        return found
+
+    def _no_site(self, name: str, word: tuple[Step, ...], lacking: Sequence[Layer], found: Sequence[Spot]) -> None:
+        first = lacking[0]
+        which = f"layer {first.index} of the {first.tower}, {_article(_block(first))}," if found else _block(first)
+        names = first.site_names()
+        hint = f"its sites are {', '.join(names)}" if names else "it has none that data flow could find"
+        self.refuse(f"{which} has no site {name!r}", *word, hint=hint)
+
+    def _globbed(self, glob: str, position: int, layers: Sequence[Layer]) -> list[Spot]:
+        word: tuple[Step, ...] = ("modules", position)
+        names = self.matches(glob, position, layers)
+        found = [(name, _spots_of(name, word, self.trace)) for name in names]
+        bare = [name for name, spots in found if not spots]
+        if bare:
+            more = f" (and {len(bare) - 1} more)" if len(bare) > 1 else ""
+            self.refuse(f"{bare[0]!r}{more} is no place to attach: {_why(bare[0], self.trace)}", *word)
+        return [spot for _, spots in found for spot in spots]
+
+    def matches(self, glob: str, position: int, layers: Sequence[Layer]) -> tuple[str, ...]:
+        """The modules that a glob names, inside the chosen layers where layers or towers are chosen."""
+        names = tuple(name for name in self.trace.modules if name and fnmatchcase(name, glob))
+        if not names:
+            self.refuse(f"no module is called {glob!r}", "modules", position, hint=nearest_module(glob, self.trace))
+        if not self.restricted:
+            return names
+        inside = tuple(name for name in names if any(within(name, layer.path) for layer in layers))
+        if names and not inside and layers:
+            self.refuse(f"no module {glob!r} is in the chosen layers", "modules", position)
+        return inside
+
+    @property
+    def restricted(self) -> bool:
+        """Whether it names layers or towers, and so leaves out what lies in none."""
+        return self.method.layers != "all" or self.method.towers is not None
+
+
+def _spots_of(module: str, word: tuple[Step, ...], trace: Trace) -> list[Spot]:
+    """The sites that a module is: several for the parts of a fused projection."""
+    spots = [Spot(layer, path, unit, site, word) for layer, path, unit in instances(trace) for site in unit.sites]
+    exact = [spot for spot in spots if spot.module == module]
+    alone = [spot for spot in spots if spot.layer is None and spot.path == module and len(spot.unit.sites) == 1]
+    return exact or alone
+
+
+def instances(trace: Trace) -> Iterator[tuple[Layer | None, str, Unit]]:
+    """Every unit at every path, the layers first."""
+    for layer in trace.layers:
+        yield from ((layer, path, unit) for path, unit in layer.units)
+    yield from ((None, path, unit) for path, unit in trace.others)
+
+
+def within(name: str, path: str) -> bool:
+    """Whether a dotted name is a path or lies below it."""
+    return not path or name == path or name.startswith(path + ".")
+
+
+def nearest_module(glob: str, trace: Trace) -> str | None:
+    """A hint: the module that was probably meant, by the last part of its name."""
+    lasts = {name.rsplit(".", 1)[-1]: name for name in reversed(trace.modules) if name}
+    likely = get_close_matches(glob.strip("*.").rsplit(".", 1)[-1], lasts, n=1)
+    return f"did you mean {lasts[likely[0]]!r}?" if likely else None
+
+
+def _why(module: str, trace: Trace) -> str:
+    """Why a module is no site."""
+    if any(within(module, path) for _, path, _ in instances(trace)):
+        return "it is no linear map and no embedding of the unit around it"
+    return "it lies outside every forward that can be rewritten"
+
+
+def _block(layer: Layer) -> str:
+    """The class of a layer's block, or of its first unit."""
+    blocks = [unit for path, unit in layer.units if path == layer.path]
+    return (blocks or [layer.units[0][1]])[0].base.__name__
+
+
+def _article(name: str) -> str:
+    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"

@@ -1,0 +1,1 @@
+"""The spec: what the user wrote, checked, with the place of every value."""

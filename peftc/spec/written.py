@@ -1,0 +1,41 @@
+"""A spec as YAML text again, presets expanded."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import cast
+
+from peftc.spec.document import Plain
+from peftc.spec.schema import Spec
+
+_WORD = re.compile(r"[A-Za-z][A-Za-z0-9_./-]*")
+_TAKEN = {"true", "false", "null"}
+
+
+def expanded(spec: Spec) -> str:
+    """YAML that loads as the same spec, every entry a method: only what differs from the defaults is said."""
+    base = cast("Plain", spec.base.model_dump(mode="json", exclude_none=True))
+    lines = [f"name: {spec.name}", f"base: {_value(base)}"]
+    lines += [f"seed: {spec.seed}", f"dtype: {spec.dtype}", "methods:" if spec.methods else "methods: []"]
+    for method in spec.methods:
+        settings = {"method": method.method, **method.model_dump(mode="json", exclude_unset=True)}
+        lines += [f"{'  - ' if key == 'method' else '    '}{key}: {_value(value)}" for key, value in settings.items()]
+    if spec.train:
+        lines.append(f"train: {_value(list(spec.train))}")
+    ceilings = {"trained": spec.budget.trained, "stored": spec.budget.stored}
+    limits: Plain = {key: str(limit).replace(",", "") for key, limit in ceilings.items() if limit}
+    if limits:
+        lines.append(f"budget: {_value(limits)}")
+    return "\n".join(lines) + "\n"
+
+
+def _value(value: Plain) -> str:
+    """A value on one line: words as they are, other text in JSON's quotes, which YAML reads alike."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_value(key)}: {_value(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_value(item) for item in value) + "]"
+    if isinstance(value, str) and _WORD.fullmatch(value) and value.lower() not in _TAKEN:
+        return value
+    return json.dumps(value)

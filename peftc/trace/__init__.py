@@ -1,0 +1,87 @@
+"""A base as units, layers and sites; the only package that knows transformers' internals."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from torch import fx, nn
+
+from peftc.graph.branches import base_forward
+from peftc.graph.sites import Embedding, Parameter, Projection, Trace, Unit
+from peftc.trace.layers import fingerprint, layers
+from peftc.trace.model import build, skeleton
+from peftc.trace.roles import is_norm
+from peftc.trace.units import observe
+
+if TYPE_CHECKING:
+    from peftc.spec.schema import Base
+
+
+def trace_base(base: Base) -> Trace:
+    """The base of a spec, built from its config on the meta device, traced."""
+    return _trace(build(base))
+
+
+def trace_model(model: nn.Module) -> Trace:
+    """A loaded model, traced on a copy that has no weights."""
+    return _trace(skeleton(model))
+
+
+def _trace(model: nn.Module) -> Trace:
+    found = layers(model, observe(model))
+    units = tuple(dict.fromkeys(unit for layer in found for _, unit in layer.units))
+    inside = tuple(f"{layer.path}." for layer in found)
+    names = tuple(name for name, _ in model.named_modules() if name)
+    others = tuple(_single(model, name) for name in names if not name.startswith(inside) and _is_single(model, name))
+    return Trace(model, units, found, others, parameters(model), names)
+
+
+def _is_single(model: nn.Module, name: str) -> bool:
+    module = model.get_submodule(name)
+    weight = getattr(module, "weight", None)
+    childless = not any(True for _ in module.children())
+    return childless and isinstance(weight, nn.Parameter) and weight.dim() == 2
+
+
+def _single(model: nn.Module, path: str) -> tuple[str, Unit]:
+    """A childless module outside every layer as a unit of its own, whose forward calls its base's."""
+    module = model.get_submodule(path)
+    graph = fx.Graph()
+    parameter = list(inspect.signature(type(module).forward).parameters)[1]
+    given = graph.placeholder(parameter)
+    given.meta.update(names=[parameter], guard=())
+    node = graph.call_function(base_forward, (given,))
+    node.meta.update(names=[], guard=())
+    graph.output(node)
+    site = _single_site(model, path, module, node.name)
+    return path, Unit(type(module).__name__, type(module), graph, (site,), (path,), fingerprint=fingerprint(graph))
+
+
+def _single_site(model: nn.Module, path: str, module: nn.Module, node: str) -> Projection | Embedding:
+    weight: nn.Parameter = module.weight
+    rows, columns = weight.shape
+    if isinstance(module, nn.Embedding):
+        inputs = model.get_input_embeddings() if callable(getattr(model, "get_input_embeddings", None)) else None
+        return Embedding("embedding" if module is inputs else path, "", node, rows, columns)
+    plain = isinstance(module, nn.Linear)
+    outputs, width = (rows, columns) if plain else (columns, rows)
+    bias = getattr(module, "bias", None) is not None
+    return Projection(path, "", node, node, width, outputs, None, bias, transposed=not plain)
+
+
+def parameters(model: nn.Module) -> Mapping[str, Parameter]:
+    """Every parameter once, under its first name, with what it is to the selective methods."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    prefix = getattr(model, "base_model_prefix", "")
+    body = f"{prefix}." if prefix and getattr(model, prefix, model) is not model else ""
+    found = {}
+    for same in names.values():
+        first = next((n for n in same if n.startswith(body)), same[0])
+        owner, _, leaf = first.rpartition(".")
+        norm, shape = is_norm(model.get_submodule(owner)), tuple(model.get_parameter(first).shape)
+        found[first] = Parameter(first, shape, leaf.endswith("bias"), norm, not first.startswith(body), tuple(same))
+    return found

@@ -1,0 +1,23 @@
+"""The Auto classes of transformers that would build a model class: where an artifact can stand in for its base."""
+
+from __future__ import annotations
+
+from transformers.models.auto import auto_factory, modeling_auto
+
+
+def auto_classes(name: str, model_type: str) -> tuple[str, ...]:
+    """Names of the Auto classes whose mapping gives a model class of this name for a model type."""
+    return tuple(
+        sorted(
+            auto
+            for auto, found in vars(modeling_auto).items()
+            if isinstance(found, type)
+            and issubclass(found, auto_factory._BaseAutoModelClass)
+            and name in _named(found, model_type)
+        )
+    )
+
+
+def _named(auto: type[auto_factory._BaseAutoModelClass], model_type: str) -> tuple[str, ...]:
+    names = auto._model_mapping._model_mapping.get(model_type, ()) if auto._model_mapping is not None else ()
+    return (names,) if isinstance(names, str) else tuple(names)

@@ -1,0 +1,145 @@
+"""The calls that a model really makes to its modules, recorded on the meta device at two example points."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.modeling_utils import AttentionInterface
+
+from peftc.trace.probes import SDPA, masks_without_values, patched
+
+
+@dataclass(frozen=True)
+class Point:
+    """Example sizes: every dimension differs from the other point's."""
+
+    batch: int
+    length: int
+    past: int
+
+
+POINTS = (Point(batch=2, length=7, past=6), Point(batch=3, length=11, past=5))
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """How the outer model is called: with a padding mask or without, continuing from a cache or not."""
+
+    mask: bool
+    past: bool
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One call of a module: its parameters by name, and what arrived in **kwargs beside them."""
+
+    named: Mapping[str, Any]
+    extra: Mapping[str, Any]
+
+
+@dataclass
+class Recording:
+    """What one run of the outer model showed: a call per module, and which modules attend."""
+
+    calls: dict[nn.Module, Recorded] = field(default_factory=dict)
+    attending: dict[nn.Module, None] = field(default_factory=dict)
+
+
+def record(model: nn.Module, scenario: Scenario, point: Point) -> Recording | None:
+    """Run the model once as the scenario says; None where the model has no such scenario."""
+    inputs = _inputs(model, scenario, point)
+    if inputs is None:
+        return None
+    recording = Recording()
+    with torch.no_grad(), masks_without_values(), _recording(recording):
+        model(**inputs)
+    return recording
+
+
+def _inputs(model: nn.Module, scenario: Scenario, point: Point) -> dict[str, Any] | None:
+    total = point.length + (point.past if scenario.past else 0)
+    inputs: dict[str, Any] = {"input_ids": torch.zeros(point.batch, point.length, dtype=torch.long, device="meta")}
+    if scenario.mask:
+        inputs["attention_mask"] = torch.ones(point.batch, total, dtype=torch.long, device="meta")
+    if scenario.past:
+        cache = _cache(model, point)
+        if cache is None:
+            return None
+        inputs["past_key_values"] = cache
+    elif "use_cache" in inspect.signature(type(model).forward).parameters:
+        inputs["use_cache"] = False
+    return inputs
+
+
+def _cache(model: nn.Module, point: Point) -> Any:
+    """A cache that holds `past` tokens, or None where the model keeps none."""
+    if "past_key_values" not in inspect.signature(type(model).forward).parameters:
+        return None
+    ids = torch.zeros(point.batch, point.past, dtype=torch.long, device="meta")
+    with torch.no_grad(), masks_without_values():
+        return getattr(model(input_ids=ids, use_cache=True), "past_key_values", None)
+
+
+@contextmanager
+def _recording(recording: Recording) -> Iterator[None]:
+    call, stack = nn.Module.__call__, []
+
+    def recorded(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if module not in recording.calls and any(True for _ in module.children()):
+            recording.calls[module] = bind(module, _snapshot(args), _snapshot(kwargs))
+        stack.append(module)
+        try:
+            return call(module, *args, **kwargs)
+        finally:
+            stack.pop()
+
+    def attends(*args: Any, **kwargs: Any) -> Any:
+        recording.attending[stack[-1]] = None
+        return SDPA(*args, **kwargs)
+
+    find = AttentionInterface.get_interface
+
+    def looked_up(*args: Any, **kwargs: Any) -> Any:
+        recording.attending[stack[-1]] = None
+        return find(*args, **kwargs)
+
+    with ExitStack() as patches:
+        patches.enter_context(patched(nn.Module, "__call__", recorded))
+        patches.enter_context(patched(nn.functional, "scaled_dot_product_attention", attends))
+        patches.enter_context(patched(AttentionInterface, "get_interface", looked_up))
+        yield
+
+
+def _snapshot(value: Any) -> Any:
+    """Caches as they are now: a later layer's update must not change what was recorded."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(_snapshot(v) for v in value)
+    if isinstance(value, dict):
+        return {k: _snapshot(v) for k, v in value.items()}
+    plain = (torch.Tensor, int, float, str, bool, type(None), nn.Module)
+    return value if isinstance(value, plain) else copy.deepcopy(value)
+
+
+def parameters(module: nn.Module) -> dict[str, inspect.Parameter]:
+    """The parameters of a module's forward, self left out."""
+    found = dict(inspect.signature(type(module).forward).parameters)
+    found.pop(next(iter(found)))
+    return found
+
+
+def bind(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Recorded:
+    """A call's values under the names that the module's forward gives them."""
+    bound = inspect.signature(type(module).forward).bind(module, *args, **kwargs).arguments
+    bound.pop(next(iter(bound)))
+    extra: dict[str, Any] = {}
+    for name, parameter in parameters(module).items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            extra = dict(bound.pop(name, {}))
+    return Recorded(bound, extra)

@@ -1,0 +1,132 @@
+"""A whole model as layers of units: equal modules share one trace."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx, nn
+
+from peftc.graph.branches import LiftedFloat, LiftedInt, LiftedStr
+from peftc.graph.sites import Layer, Site, Unit
+from peftc.trace.roles import View, attention_sites, block_sites
+from peftc.trace.units import Observed, layer_paths, trace_unit
+
+Scalar = bool | int | float | str | None
+Index = tuple[str, str]
+
+
+def layers(model: nn.Module, observed: Observed) -> tuple[Layer, ...]:
+    """Every layer of every tower, its units traced once per distinct forward."""
+    attending = {path: None for path, module in model.named_modules() if module in observed.attending()}
+    towers = layer_paths(model, observed)
+    blocks = [path for tower in towers for path in tower]
+    attention = [path for path in attending if path not in blocks]
+    leaves = frozenset(model.get_submodule(p) for p in attention)
+    units = _Units(model, observed, leaves)
+    inner = {path: unit for unit in units.of(attention, {}) for path in unit.paths}
+    outer = {path: unit for unit in units.of(blocks, inner) for path in unit.paths}
+    found = []
+    for paths, tower in zip(towers, tower_names(towers, outer), strict=True):
+        for index, path in enumerate(paths):
+            within = tuple((p, u) for p, u in inner.items() if p.startswith(f"{path}."))
+            found.append(Layer(tower, index, path, (*within, (path, outer[path]))))
+    return tuple(found)
+
+
+def tower_names(towers: Sequence[Sequence[str]], units: Mapping[str, Unit]) -> list[str]:
+    """encoder or decoder for a single tower, by its causality; the parts of the paths that differ for several."""
+    if len(towers) == 1:
+        causal = any(site.causal for site in units[towers[0][0]].sites)
+        return ["decoder" if causal else "encoder"]
+    split = [paths[0].split(".") for paths in towers]
+    position = next(i for i, parts in enumerate(zip(*split, strict=False)) if len(set(parts)) > 1)
+    return [parts[position].removesuffix("_model") for parts in split]
+
+
+@dataclass(frozen=True, eq=False)
+class _Units:
+    model: nn.Module
+    observed: Observed
+    leaves: frozenset[nn.Module]
+
+    def of(self, paths: Sequence[str], inner: Mapping[str, Unit]) -> list[Unit]:
+        """The units of these modules: one per distinct structure, or one each where equal structures trace apart."""
+        found: list[Unit] = []
+        varying = _varying([self.model.get_submodule(p) for p in paths])
+        groups: dict[Any, list[str]] = {}
+        for path in paths:
+            module = self.model.get_submodule(path)
+            within = tuple(sorted((p[len(path) :], id(u)) for p, u in inner.items() if p.startswith(f"{path}.")))
+            groups.setdefault((_structure(module, varying), self.observed.pattern(module), within), []).append(path)
+        for members in groups.values():
+            first, last = (self._trace(p) for p in (members[0], members[-1]))
+            if fingerprint(first) == fingerprint(last):
+                found.append(self._unit(members, first, inner))
+            else:
+                found += [self._unit([p], self._trace(p), inner) for p in members]
+        return found
+
+    def _trace(self, path: str) -> fx.Graph:
+        module = self.model.get_submodule(path)
+        return trace_unit(module, self.leaves - {module}, self.observed)
+
+    def _unit(self, paths: Sequence[str], graph: fx.Graph, inner: Mapping[str, Unit]) -> Unit:
+        module = self.model.get_submodule(paths[0])
+        view = View.of(module, graph)
+        sites: list[Site] = attention_sites(view)
+        if not any(path == paths[0] for path in self._attention_paths()):
+            within = {p[len(paths[0]) + 1 :]: u for p, u in inner.items() if p.startswith(f"{paths[0]}.")}
+            views = {p: (View.of(module.get_submodule(p), u.graph), list(u.sites)) for p, u in within.items()}
+            sites = [*sites, *block_sites(view, views, sites)]
+        return Unit(type(module).__name__, type(module), graph, tuple(sites), tuple(paths), fingerprint=fingerprint(graph))
+
+    def _attention_paths(self) -> Iterable[str]:
+        return (path for path, module in self.model.named_modules() if module in self.leaves)
+
+
+def _scalars(module: nn.Module) -> dict[Index, Scalar]:
+    return {
+        (path, name): value
+        for path, child in module.named_modules()
+        for name, value in vars(child).items()
+        if type(value) in (bool, int, float, str, type(None)) and not name.startswith("_") and name != "training"
+    }
+
+
+def _varying(modules: Sequence[nn.Module]) -> frozenset[Index]:
+    """The attributes that number the modules: an integer that differs in each of them."""
+    tables = [_scalars(m) for m in modules]
+    names = set.intersection(*(set(t) for t in tables)) if len(tables) > 1 else set()
+    numbers = {n: {t[n] for t in tables if type(t[n]) is int} for n in names}
+    return frozenset(n for n, values in numbers.items() if len(values) == len(tables))
+
+
+def _structure(module: nn.Module, varying: frozenset[Index]) -> tuple[Any, ...]:
+    classes = tuple((path, type(child)) for path, child in module.named_modules())
+    shapes = tuple((name, tuple(p.shape)) for name, p in module.named_parameters(remove_duplicate=False))
+    scalars = tuple(sorted((k, repr(v)) for k, v in _scalars(module).items() if k not in varying))
+    return classes, shapes, scalars
+
+
+def fingerprint(graph: fx.Graph) -> str:
+    """A hash of what a graph computes: operations and arguments, values read from attributes by their source."""
+    order = {node: i for i, node in enumerate(graph.nodes)}
+
+    def text(value: Any) -> str:
+        if isinstance(value, fx.Node):
+            return f"%{order[value]}"
+        if isinstance(value, (LiftedInt, LiftedFloat, LiftedStr)):
+            return value.source
+        if isinstance(value, (tuple, list)):
+            return f"[{','.join(map(text, value))}]"
+        if isinstance(value, dict):
+            return f"{{{','.join(f'{k}:{text(v)}' for k, v in value.items())}}}"
+        if isinstance(value, slice):
+            return f"slice{text([value.start, value.stop, value.step])}"
+        return f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else repr(value)  # house: ok
+
+    rows = (f"{n.op} {text(n.target)} {text(n.args)} {text(n.kwargs)} {n.meta.get('guard', ())}" for n in graph.nodes)
+    return hashlib.sha256("\n".join(rows).encode()).hexdigest()

@@ -1,0 +1,65 @@
+"""A base as a model on the meta device: its class and its sizes, without its weights."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+from peftc.errors import PeftcError
+
+if TYPE_CHECKING:
+    from peftc.spec.schema import Base
+
+
+def build(base: Base) -> PreTrainedModel:
+    """The spec's base on the meta device, in eval mode, ties resolved."""
+    return from_config(read_config(base), base.task)
+
+
+def read_config(base: Base) -> PreTrainedConfig:
+    """The config that a spec writes out, or that of a folder or hub id."""
+    try:
+        if base.model is not None:
+            return AutoConfig.from_pretrained(base.model, revision=base.revision)
+        written = dict(base.config or {})
+        return AutoConfig.for_model(written.pop("model_type"), **written)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PeftcError(f"the base's config cannot be read: {error}") from error
+
+
+def auto_class(task: str | None) -> Any:
+    """The Auto class of a task: `causal-lm` is AutoModelForCausalLM; AutoModel without one."""
+    if task is None:
+        return transformers.AutoModel
+    spelled = {"lm": "LM", "seq2seq": "Seq2Seq"}
+    name = "".join(spelled.get(word, word.capitalize()) for word in task.split("-"))
+    found = getattr(transformers, f"AutoModelFor{name}", None)
+    if found is None:
+        raise PeftcError(f"transformers has no AutoModelFor{name} for the task {task!r}")
+    return found
+
+
+def skeleton(model: nn.Module) -> nn.Module:
+    """A copy of a loaded model whose tensors are on the meta device; ties are kept."""
+    memo: dict[int, Any] = {}
+    for tensor in [*model.parameters(), *model.buffers()]:
+        empty = torch.empty_like(tensor, device="meta")
+        is_parameter = isinstance(tensor, nn.Parameter)
+        memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
+    return copy.deepcopy(model, memo).eval()
+
+
+def from_config(config: PreTrainedConfig, task: str | None) -> PreTrainedModel:
+    """The model that the task's Auto class makes of a config, on the meta device, ties resolved."""
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = auto_class(task).from_config(config)
+    except ValueError as error:
+        raise PeftcError(f"the base cannot be built: {error}") from error
+    model.tie_weights()
+    return model.eval()

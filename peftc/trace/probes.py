@@ -1,0 +1,196 @@
+"""What the tracer needs patched while it runs, each inside a `with` that always restores it."""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import masking_utils
+from transformers.modeling_utils import AttentionInterface
+
+from peftc.graph.branches import LiftedFloat, LiftedInt, LiftedStr, lookup
+from peftc.trace.tracer import Tracer, Value
+
+SDPA = nn.functional.scaled_dot_product_attention
+
+
+@contextmanager
+def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """`owner.name = value` inside the block, and exactly what it was afterwards."""
+    missing = object()
+    before = vars(owner).get(name, missing)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if before is missing:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)
+
+
+@contextmanager
+def masks_without_values() -> Iterator[None]:
+    """Mask creation that never looks at the values of a mask: on the meta device there are none."""
+    with patched(masking_utils, "is_tracing", lambda tensor=None: True):
+        yield
+
+
+def attend(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stands for any attention function while tracing: the shapes of its two outputs."""
+    batch, heads, length, _ = query.shape
+    weights = query.new_empty(batch, heads, length, key.shape[2])
+    return query.new_empty(batch, length, heads, value.shape[-1]), weights
+
+
+@contextmanager
+def tracing(tracer: Tracer) -> Iterator[None]:
+    """Everything that lets `tracer` see the unit run."""
+    with ExitStack() as stack:
+        stack.enter_context(patched(nn.Module, "__call__", _module_call(tracer)))
+        stack.enter_context(patched(nn.Module, "__getattr__", _module_getattr(tracer)))
+        stack.enter_context(patched(AttentionInterface, "get_interface", _get_interface(tracer)))
+        stack.enter_context(_lifted(tracer.unit))
+        for module in _source_modules(tracer.unit):
+            stack.enter_context(_leaf_functions(tracer, module))
+        yield
+
+
+def _module_call(tracer: Tracer) -> Callable[..., Any]:
+    call = nn.Module.__call__
+
+    @functools.wraps(call)
+    def traced(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return call(module, *args, **kwargs) if tracer.paused else tracer.call_module(module, args, kwargs)
+
+    return traced
+
+
+def _module_getattr(tracer: Tracer) -> Callable[..., Any]:
+    read = nn.Module.__getattr__
+
+    @functools.wraps(read)
+    def traced(module: nn.Module, name: str) -> Any:
+        value = read(module, name)
+        if tracer.paused or not isinstance(value, torch.Tensor) or module not in tracer.paths:
+            return value
+        path = tracer.paths[module]
+        return tracer.create_proxy("get_attr", f"{path}.{name}" if path else name, (), {})
+
+    return traced
+
+
+def _get_interface(tracer: Tracer) -> Callable[..., Any]:
+    get = AttentionInterface.get_interface
+
+    @functools.wraps(get)
+    def traced(interface: AttentionInterface, implementation: str, default: Callable[..., Any]) -> Any:
+        if tracer.paused:
+            return get(interface, implementation, default)
+        name = LiftedStr(implementation)
+        name.source = _config_source(tracer, sys._getframe(1).f_locals.get("self"))
+        return tracer.create_proxy("call_function", lookup, (name, default, attend), {})
+
+    return traced
+
+
+def _config_source(tracer: Tracer, owner: Any) -> str:
+    path = tracer.paths.get(owner, "") if isinstance(owner, nn.Module) else ""
+    return f"self.{path}.config._attn_implementation" if path else "self.config._attn_implementation"
+
+
+@contextmanager
+def _lifted(unit: nn.Module) -> Iterator[None]:
+    """Scalar attributes of the unit's modules as numbers that remember where they came from."""
+    before: list[tuple[dict[str, Any], str, Any]] = []
+    for path, module in unit.named_modules():
+        for name, value in list(vars(module).items()):
+            if type(value) in (int, float) and not name.startswith("_"):
+                lifted: Any = LiftedInt(value) if type(value) is int else LiftedFloat(value)
+                lifted.source = ".".join(filter(None, ("self", path, name)))
+                before.append((vars(module), name, value))
+                vars(module)[name] = lifted
+    try:
+        yield
+    finally:
+        for attributes, name, value in before:
+            attributes[name] = value
+
+
+def _source_modules(unit: nn.Module) -> list[Any]:
+    names = {type(m).__module__ for m in unit.modules()}
+    return [sys.modules[n] for n in sorted(names) if not n.startswith("torch.")]
+
+
+@contextmanager
+def _leaf_functions(tracer: Tracer, module: Any) -> Iterator[None]:
+    """Functions that the module's forwards call become one node each; isinstance sees through proxies."""
+    with ExitStack() as stack:
+        for name, value in list(vars(module).items()):
+            if isinstance(value, (FunctionType, torch.jit.ScriptFunction)) and not name.startswith("__"):
+                stack.enter_context(patched(module, name, _leaf(tracer, value)))
+        stack.enter_context(patched(module, "isinstance", _isinstance(tracer)))
+        yield
+
+
+def _isinstance(tracer: Tracer) -> Callable[..., bool]:
+    def check(value: Any, kinds: Any) -> bool:
+        outcome = builtins.isinstance(value, kinds)
+        if type(value) is Value and not tracer.paused:
+            tracer.typed(value, kinds, outcome)
+        return outcome
+
+    return check
+
+
+def _leaf(tracer: Tracer, function: Callable[..., Any]) -> Callable[..., Any]:
+    """One node for a call on proxies; inlined where it is handed code to run, or attends inside."""
+
+    @functools.wraps(function)
+    def traced(*args: Any, **kwargs: Any) -> Any:
+        given = list(_flat((args, kwargs)))
+        if tracer.paused or not any(type(a) is Value for a in given):
+            return function(*args, **kwargs)
+        if any(type(a) is not Value and (isinstance(a, nn.Module) or callable(a)) for a in given):
+            return function(*args, **kwargs)
+        if _attends(tracer, function, args, kwargs):
+            return function(*args, **kwargs)
+        return tracer.create_proxy("call_function", function, args, kwargs)
+
+    traced.leaf_of = function  # type: ignore[attr-defined]
+    return traced
+
+
+def _attends(tracer: Tracer, function: Callable[..., Any], args: Any, kwargs: Any) -> bool:
+    """Whether a function runs an attention inside, seen by running it on the example values."""
+    seen: list[bool] = []
+
+    def watch(*a: Any, **k: Any) -> Any:
+        seen.append(True)
+        return SDPA(*a, **k)
+
+    with patched(nn.functional, "scaled_dot_product_attention", watch):
+        tracer.evaluate_quietly(function, args, kwargs)
+    return bool(seen)
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    if type(value) is Value:
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _flat(item)
+    elif isinstance(value, dict):
+        yield from _flat(list(value.values()))
+    else:
+        yield value
+

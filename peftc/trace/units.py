@@ -1,0 +1,154 @@
+"""The units of a model: which modules' forwards are traced, under which scenarios, and one merged graph each."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import fx, nn
+
+from peftc.graph.branches import assume
+from peftc.trace.calls import POINTS, Recorded, Recording, Scenario, parameters, record
+from peftc.trace.merge import merged
+from peftc.trace.probes import tracing
+from peftc.trace.tracer import Argument, Tracer, TraceFailure
+
+SCENARIOS = tuple(Scenario(mask, past) for mask, past in itertools.product((True, False), repeat=2))
+TRAINING = "self.training"
+
+
+@dataclass(frozen=True, eq=False)
+class Observed:
+    """Every recording of a model: scenario -> one recording per example point."""
+
+    recordings: Mapping[Scenario, tuple[Recording, ...]]
+
+    def calls(self, module: nn.Module) -> list[tuple[Recorded, ...]]:
+        """The calls of one module, per scenario that reaches it, as one record per point."""
+        return [
+            tuple(r.calls[module] for r in pair)
+            for pair in self.recordings.values()
+            if all(module in r.calls for r in pair)
+        ]
+
+    def pattern(self, module: nn.Module) -> tuple[tuple[str, ...], ...]:
+        """Which parameters each scenario gives the module."""
+        calls = self.calls(module)
+        return tuple(tuple(p for p in parameters(module) if _given(c, p)) for c in calls)
+
+    def attending(self) -> dict[nn.Module, None]:
+        return {m: None for pair in self.recordings.values() for r in pair for m in r.attending}
+
+
+def observe(model: nn.Module) -> Observed:
+    """Run the model on the meta device in every scenario that it has."""
+    recordings = {}
+    for scenario in SCENARIOS:
+        pair = tuple(record(model, scenario, point) for point in POINTS)
+        if all(pair):
+            recordings[scenario] = tuple(r for r in pair if r is not None)
+    return Observed(recordings)
+
+
+def layer_paths(model: nn.Module, observed: Observed) -> list[list[str]]:
+    """The repeated blocks that attend, one list per tower: elements of the outermost module list around an attention."""
+    names = {module: name for name, module in model.named_modules()}
+    towers: dict[str, dict[str, None]] = {}
+    for module in observed.attending():
+        parts = names[module].split(".")
+        for end in range(1, len(parts) + 1):
+            parent = model.get_submodule(".".join(parts[: end - 1]))
+            if isinstance(parent, nn.ModuleList):
+                towers.setdefault(".".join(parts[: end - 1]), {})[".".join(parts[:end])] = None
+                break
+    ordered = list(names.values())
+    return [sorted(paths, key=ordered.index) for paths in towers.values()]
+
+
+def trace_unit(module: nn.Module, leaves: frozenset[nn.Module], observed: Observed) -> fx.Graph:
+    """One graph of a module's forward over every scenario seen, training and not."""
+    calls = observed.calls(module)
+    if not calls:
+        raise TraceFailure(f"{type(module).__name__} is never called")
+    optional = [p for p in parameters(module) if {_given(c, p) for c in calls} == {True, False}]
+    conditions = (*(f"{name} is not None" for name in optional), TRAINING)
+
+    def one(taken: tuple[bool, ...]) -> fx.Graph:
+        given = dict(zip(optional, taken[:-1], strict=True))
+        return _trace_once(module, leaves, _arguments(module, calls, given), taken[-1])
+
+    graph = merged(one, conditions)
+    for name in _left_out(module, calls):
+        if _matters(module, leaves, calls, name):
+            _check_none(graph, name, type(module).__name__)
+    return graph
+
+
+def _left_out(module: nn.Module, calls: Sequence[tuple[Recorded, ...]]) -> list[str]:
+    """The parameters that no call gave, which tracing took for None."""
+    named = (n for n, p in parameters(module).items() if p.kind is not inspect.Parameter.VAR_KEYWORD)
+    return [n for n in named if not any(_given(c, n) for c in calls)]
+
+
+class _Anything:
+    """Stands for an argument that was never seen: any use of it fails."""
+
+
+def _matters(module: nn.Module, leaves: frozenset[nn.Module], calls: Sequence[tuple[Recorded, ...]], name: str) -> bool:
+    """Whether the forward would do something else if this parameter were given."""
+    given = [replace(a, points=(_Anything(), _Anything())) if a.name == name else a for a in _arguments(module, calls, {})]
+    plain = _trace_once(module, leaves, _arguments(module, calls, {}), training=False)
+    try:
+        other = _trace_once(module, leaves, given, training=False)
+    except (TraceFailure, AttributeError, TypeError, ValueError, RuntimeError):
+        return True
+    keys = [[n.meta["key"] for n in g.nodes if n.target != name] for g in (plain, other)]
+    return keys[0] != keys[1] or any(n.users for n in other.nodes if n.op == "placeholder" and n.target == name)
+
+
+def _check_none(graph: fx.Graph, name: str, unit: str) -> None:
+    message = f"{unit} was compiled for {name}=None: compile it again for a base that is given one"
+    last = [n for n in graph.nodes if n.op == "placeholder"][-1]
+    with graph.inserting_after(last):
+        node = graph.call_function(assume, (f"{name} is not None", False, message))
+    node.meta.update(key=("assume", name), names=[], scope=(), guard=(), value=(None, None))
+
+
+def _given(call: tuple[Recorded, ...], name: str) -> bool:
+    return all(r.named.get(name) is not None for r in call)
+
+
+def _arguments(module: nn.Module, calls: Sequence[tuple[Recorded, ...]], given: Mapping[str, bool]) -> list[Argument]:
+    """The arguments of one scenario, from the recorded call that has the most of them."""
+    wanted = {name for name, present in given.items() if present}
+    fitting = [c for c in calls if all(_given(c, name) for name in wanted)] or list(calls)
+    call = min(fitting, key=lambda c: sum(_given(c, n) for n in given))
+    found = []
+    for name, parameter in parameters(module).items():
+        default = None if parameter.default is inspect.Parameter.empty else repr(parameter.default)
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            found.append(Argument(name, None, (dict(call[0].extra), dict(call[-1].extra)), "extra"))
+        elif not given.get(name, True) or not _given(call, name):
+            found.append(Argument(name, default, None, _kind(parameter)))
+        else:
+            found.append(Argument(name, default, (call[0].named[name], call[-1].named[name]), _kind(parameter)))
+    return found
+
+
+def _kind(parameter: inspect.Parameter) -> str:
+    return "keyword" if parameter.kind is inspect.Parameter.KEYWORD_ONLY else "plain"
+
+
+def _trace_once(module: nn.Module, leaves: frozenset[nn.Module], arguments: list[Argument], training: bool) -> fx.Graph:
+    tracer = Tracer(module, leaves)
+    before = [(m, m.training) for m in module.modules()]
+    module.train(training)
+    try:
+        with tracing(tracer), torch.device("meta"):
+            return tracer.trace(arguments)
+    finally:
+        for m, mode in before:
+            m.training = mode

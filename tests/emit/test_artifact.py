@@ -1,0 +1,103 @@
+"""Writing and checking: the old artifact or the new one, never a mixture, never another's folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from peftc.emit.artifact import Artifact
+from peftc.errors import PeftcError
+from peftc.methods.base import Cost
+from peftc.report.budget import Budget
+
+FREE = Budget(0, 0, Cost(0, 0), ())
+
+
+def artifact(text: str, version: str = "1") -> Artifact:
+    lock = json.dumps({"files": {}, "versions": {"torch": version}})
+    return Artifact("one", {"modeling_one.py": text, "README.md": text, "peftc.lock.json": lock}, FREE)
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+def test_written_and_replaced(tmp_path: Path) -> None:
+    first, second = artifact("a"), artifact("b")
+    folder = first.write(tmp_path / "deep" / "out")
+    assert content(folder) == first.files and folder.name == "one"
+    (folder / "stale.md").write_text("")
+    assert content(second.write(tmp_path / "deep" / "out")) == second.files
+    assert [path.name for path in folder.parent.iterdir()] == ["one"]
+
+
+@pytest.mark.parametrize(
+    "make", [Path.mkdir, Path.touch, lambda path: path.symlink_to("/")], ids=["folder", "file", "link"]
+)
+def test_what_is_no_artifact_is_left_alone(tmp_path: Path, make: object) -> None:
+    make(tmp_path / "one")  # type: ignore[operator]
+    with pytest.raises(PeftcError, match="no artifact of peftc"):
+        artifact("a").write(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["one"]
+
+
+def test_a_failed_write_leaves_the_old_artifact(tmp_path: Path) -> None:
+    first = artifact("a")
+    first.write(tmp_path)
+    broken = Artifact("one", {**artifact("b").files, "no/such/folder": ""}, FREE)
+    with pytest.raises(OSError, match="no/such"):
+        broken.write(tmp_path)
+    assert content(tmp_path / "one") == first.files and len(list(tmp_path.iterdir())) == 1
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tests.emit.test_artifact import artifact
+step = int(sys.argv[2])
+def trace(event, *_):
+    global step
+    if event != "os.kill" and event.startswith(("os.", "open", "shutil.", "ctypes.call")):
+        step -= 1
+        if step == -1:
+            os.kill(os.getpid(), signal.SIGKILL)
+made = artifact("b" * 9)
+sys.addaudithook(trace)
+made.write(sys.argv[1])
+step = 10**9
+"""
+
+
+@pytest.mark.parametrize("step", [0, 2, 3, 5, 8, 11])
+def test_killed_at_any_step(tmp_path: Path, step: int) -> None:
+    old, new = artifact("a" * 9), artifact("b" * 9)
+    old.write(tmp_path)
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", KILLED, str(tmp_path), str(step)]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(root)}, check=False)
+    assert done.returncode in (0, -signal.SIGKILL)
+    assert content(tmp_path / "one") in (old.files, new.files)
+    new.write(tmp_path)
+    assert content(tmp_path / "one") == new.files
+
+
+def test_check_names_each_difference(tmp_path: Path) -> None:
+    made = artifact("a")
+    assert [p.message for p in made.check(tmp_path)] == [f"{tmp_path / 'one'} is not there"]
+    folder = made.write(tmp_path)
+    assert made.check(tmp_path) == []
+    assert artifact("a", version="2").check(tmp_path) == []
+    assert artifact("a", version="2").moved(tmp_path) == "compiled with torch 1 (now 2)"
+    (folder / "README.md").write_bytes(b"\xff")
+    (folder / "more.txt").write_text("")
+    (folder / "modeling_one.py").unlink()
+    found = [p.message.removeprefix(f"{folder}{os.sep}") for p in made.check(tmp_path)]
+    assert found == ["README.md is no text", "modeling_one.py is missing", "more.txt does not belong to the artifact"]
+    shutil.rmtree(folder)

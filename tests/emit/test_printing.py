@@ -1,0 +1,72 @@
+"""Patterns, literals, imports and pasted sources; and that a linter and a formatter leave a module alone."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from peftc.emit.imports import arranged
+from peftc.emit.literal import literal
+from peftc.emit.machinery import expand
+from peftc.emit.patterns import compress, number
+from peftc.emit.sources import paste
+from peftc.errors import Defect
+from tests.emit.bases import bert, gpt2
+
+NAMES = st.lists(st.sampled_from(["a", "layer", "3", "0", "12", "mlp2", "q"]), min_size=1, max_size=5).map(".".join)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.lists(inner).map(tuple) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(st.lists(NAMES, unique=True))
+def test_patterns_expand_to_exactly_the_names(names: list[str]) -> None:
+    rows = [row for pattern in compress(names) for row in expand(pattern)]
+    assert sorted(name for name, _ in rows) == sorted(names)
+    assert all(layer == number(name) for name, layer in rows)
+
+
+def test_patterns_read_well() -> None:
+    names = [f"encoder.layer.{i}.attention.self" for i in (0, 1, 2, 5, 7, 8)]
+    assert compress(["head", *names]) == ("head", "encoder.layer.{0-2,5,7-8}.attention.self")
+
+
+@given(VALUES)
+def test_a_literal_is_its_value(value: object) -> None:
+    assert ast.literal_eval(literal(value)) == value
+
+
+def test_imports_are_merged() -> None:
+    lines = ["from torch import nn", "import torch", "import math", "from a.b import c as base", "from torch import fx"]
+    assert arranged(lines) == "import math\n\nimport torch\nfrom a.b import c as base\nfrom torch import fx, nn"
+
+
+def test_pasted_sources_bring_what_they_use() -> None:
+    pasted = paste(["LoRA"])
+    assert [piece.name for piece in pasted.pieces] == ["LoRA"]
+    assert pasted.imports == ("from torch import nn", "import math", "import torch")
+    with pytest.raises(Defect, match="Nothing"):
+        paste(["Nothing"])
+
+
+@pytest.mark.parametrize("program", [bert, gpt2], ids=["bert", "gpt2"])
+def test_a_module_is_the_same_twice_and_clean(program: object, tmp_path: Path) -> None:
+    text = program().text  # type: ignore[operator]
+    assert text == program().text  # type: ignore[operator]
+    (tmp_path / "modeling_x.py").write_text(text)
+    for command in (["check", "--select", "E,F,I,W,UP"], ["format", "--check"]):
+        subprocess.run([sys.executable, "-m", "ruff", *command, "--line-length", "120", str(tmp_path)], check=True)
+
+
+def test_what_differs_between_layers_is_looked_up() -> None:
+    text = bert().text
+    assert "rank=(2, 2, 3)[layer], scale=2.0)" in text
+    assert "self.prefix = PrefixSlice(trunk=model.prefix_trunk, index=layer)" in text
+    assert 'UNITS = {"bert.encoder.layer.{0-2}.attention.self": BertSelfAttention}' in text

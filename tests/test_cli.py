@@ -1,0 +1,206 @@
+"""The command line as a user meets it: exit codes, messages without tracebacks, nothing heavy loaded for nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TINY = """\
+name: tiny
+base:
+  config: {model_type: bert, vocab_size: 97, hidden_size: 32, num_hidden_layers: 3, num_attention_heads: 4,
+    intermediate_size: 64, max_position_embeddings: 64, num_labels: 3}
+  task: sequence-classification
+methods:
+  - {method: lora, at: [q, v], rank: 2}
+train: [head]
+"""
+TYPO = TINY.replace("rank: 2", "rnak: 2")
+HEAVY = "sorted({'torch', 'transformers'} & set(sys.modules))"
+
+
+def peftc(*arguments: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, away from any terminal."""
+    command = [sys.executable, "-m", "peftc", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def spec(folder: Path, text: str, name: str = "tiny.yaml") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def loaded_after(*arguments: str) -> str:
+    """Which heavy libraries a command has imported when it ends."""
+    code = f"import sys, atexit\nfrom peftc.cli import main\nsys.argv[1:] = {list(arguments)!r}\n"
+    code += f"atexit.register(lambda: sys.stderr.write('heavy:' + str({HEAVY})))\n"
+    command = [sys.executable, "-c", f"{code}main()"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    return run.stderr.rpartition("heavy:")[2]
+
+
+def test_importing_peftc_loads_nothing_heavy() -> None:
+    command = [sys.executable, "-c", f"import sys, peftc; print({HEAVY})"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", ["--help", "--version", "schema", "methods", "compile --help"])
+def test_what_asks_for_no_model_loads_none(command: str) -> None:
+    assert loaded_after(*command.split()) == "[]"
+
+
+@pytest.mark.parametrize("command", ["compile", "plan", "budget", "show"])
+def test_a_typo_is_told_before_torch_is_loaded(command: str, tmp_path: Path) -> None:
+    assert loaded_after(command, str(spec(tmp_path, TYPO))) == "[]"
+
+
+def test_a_typo_is_told_with_its_place_and_no_traceback(tmp_path: Path) -> None:
+    run = peftc("compile", spec(tmp_path, TYPO), cwd=tmp_path)
+    assert run.returncode == 1
+    assert "tiny.yaml:7:" in run.stderr
+    assert "^^^^" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "tiny.yaml"]
+
+
+def test_every_spec_is_read_before_one_is_refused(tmp_path: Path) -> None:
+    run = peftc(
+        "compile", spec(tmp_path, TYPO, "a.yaml"), spec(tmp_path, TINY.replace("seed", "sed") + "sed: 1\n", "b.yaml")
+    )
+    assert run.returncode == 1
+    assert "a.yaml:7:" in run.stderr
+    assert "b.yaml:9:" in run.stderr
+
+
+@pytest.mark.parametrize("other", ["tiny", "Tiny"])
+def test_two_specs_of_one_name_collide(other: str, tmp_path: Path) -> None:
+    run = peftc(
+        "compile", spec(tmp_path, TINY), spec(tmp_path, TINY.replace("name: tiny", f"name: {other}"), "other.yaml")
+    )
+    assert run.returncode == 1
+    assert "other.yaml:1:7: error: two specs of this run" in run.stderr
+
+
+@pytest.mark.parametrize("arguments", [["compile"], ["nothing"], ["plan", "a", "b"], ["budget", "x", "--jsn"]])
+def test_a_wrong_call_is_usage(arguments: list[str]) -> None:
+    assert peftc(*arguments).returncode == 2
+
+
+def test_a_spec_that_is_not_there(tmp_path: Path) -> None:
+    run = peftc("plan", tmp_path / "none.yaml")
+    assert run.returncode == 1
+    assert "Traceback" not in run.stderr
+
+
+def test_version_and_schema() -> None:
+    assert peftc("--version").stdout == "peftc 0.1.0\n"
+    assert "properties" in json.loads(peftc("schema").stdout)
+
+
+def test_methods_are_all_there() -> None:
+    words = {line.split()[0] for line in peftc("methods").stdout.splitlines()}
+    assert {"lora", "adapter", "prefix", "ia3", "bitfit", "norm"} <= words
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    command = f"set -o pipefail; {sys.executable} -m peftc schema | head -c 1"
+    run = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.stderr == ""
+
+
+def test_compile_check_and_verify(tmp_path: Path) -> None:
+    path = spec(tmp_path, TINY)
+    first = peftc("compile", path, "--out", tmp_path / "out")
+    assert first.returncode == 0, first.stderr
+    assert "trains 483" not in first.stderr
+    assert "tracing the base" in first.stderr
+    assert (tmp_path / "out/tiny/modeling_tiny.py").is_file()
+    assert peftc("compile", path, "--out", tmp_path / "out", "--check").returncode == 0
+    verified = peftc("verify", tmp_path / "out/tiny")
+    assert verified.returncode == 0, verified.stderr
+    with (tmp_path / "out/tiny/modeling_tiny.py").open("a") as file:
+        file.write("# changed\n")
+    for command in (["compile", path, "--out", tmp_path / "out", "--check"], ["verify", tmp_path / "out/tiny"]):
+        changed = peftc(*command)
+        assert changed.returncode == 1
+        assert "modeling_tiny.py" in changed.stderr
+
+
+def test_check_of_what_was_never_compiled(tmp_path: Path) -> None:
+    run = peftc("compile", spec(tmp_path, TINY), "--out", tmp_path / "out", "--check")
+    assert run.returncode == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_verify_of_no_artifact(tmp_path: Path) -> None:
+    run = peftc("verify", tmp_path)
+    assert run.returncode == 1
+    assert "Traceback" not in run.stderr
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    run = peftc("compile", spec(tmp_path, TINY), "--out", spec(tmp_path, "", "file"))
+    assert run.returncode == 1
+    assert "Traceback" not in run.stderr
+
+
+def test_plan_and_budget_print_text_and_json(tmp_path: Path) -> None:
+    path = spec(tmp_path, TINY)
+    plan, budget = (json.loads(peftc(command, path, "--json").stdout) for command in ("plan", "budget"))
+    assert len(plan["placements"]) == 6
+    assert budget["by_method"] == {"lora": {"trained": 768, "stored": 768}}
+    assert budget["trained_parameters"] == 768 + 99
+    assert "lora at q" in peftc("plan", path).stdout
+    assert "768" in peftc("budget", path).stdout
+
+
+def test_over_budget_the_count_is_shown_and_the_exit_is_one(tmp_path: Path) -> None:
+    path = spec(tmp_path, TINY + "budget: {trained: < 10}\n")
+    run = peftc("budget", path)
+    assert run.returncode == 1
+    assert "768" in run.stdout
+    assert "tiny.yaml:9:19: error: 867 parameters are trained" in run.stderr
+    assert peftc("compile", path, cwd=tmp_path).returncode == 1
+
+
+def test_show_is_a_diff_against_the_base(tmp_path: Path) -> None:
+    path = spec(tmp_path, TINY)
+    run = peftc("show", path)
+    assert run.returncode == 0, run.stderr
+    assert any(line.startswith("+") and "lora" in line for line in run.stdout.splitlines())
+    unknown = peftc("show", path, "--unit", "Nothing")
+    assert unknown.returncode == 1
+    assert "Nothing" in unknown.stderr
+    assert peftc("show", path, "--after", "nothing").returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "said"),
+    [
+        ("RuntimeError('a fault')", 3, "defect of peftc"),
+        ("OSError('a fault')", 3, "defect of peftc"),
+        ("KeyboardInterrupt", 130, ""),
+    ],
+)
+def test_what_breaks_inside_a_pass_is_not_hidden(fault: str, code: int, said: str, tmp_path: Path) -> None:
+    program = (
+        "import sys, peftc.compiler as compiler\n"
+        f"def broken(*_): raise {fault}\n"
+        "compiler.rewrite = broken\n"
+        f"sys.argv[1:] = ['compile', {str(spec(tmp_path, TINY))!r}, '--out', {str(tmp_path / 'out')!r}]\n"
+        "from peftc.cli import main\nmain()\n"
+    )
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == code
+    assert said in run.stderr
+    assert ("a fault" in run.stderr) == (code == 3)
+    assert not (tmp_path / "out").exists()

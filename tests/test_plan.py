@@ -1,0 +1,130 @@
+"""Resolving a spec on a base: order, names, gates, selections and the hash."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import permutations
+
+import pytest
+
+from peftc.graph.sites import Trace
+from peftc.plan import Plan, resolve
+from peftc.spec.load import loads
+from tests.byhand import WIDTH, by_hand, fused
+
+LORA = "{method: lora, gate: {kind: sequence, scope: layer}}"
+PREFIX = "{method: prefix, reparametrize: {hidden: 16}, gate: sequence}"
+ADAPTER = "{method: adapter, bottleneck: 2, gate: sequence}"
+BITFIT = "{method: bitfit}"
+
+
+def planned(entries: Sequence[str], trace: Trace | None = None, more: str = "") -> Plan:
+    lines = "".join(f"- {entry}\n" for entry in entries)
+    text = f"name: x\nbase: {{config: {{model_type: tiny}}}}\nmethods:\n{lines}{more}"
+    return resolve(loads(text), trace or by_hand())
+
+
+def names(plan: Plan, layer: int = 0) -> list[str]:
+    return [placement.name for placement in plan.placements if placement.layer and placement.layer.index == layer]
+
+
+def test_order_and_names() -> None:
+    plan = planned([PREFIX, BITFIT, ADAPTER, LORA])
+    assert names(plan) == ["query_lora", "value_lora", "ffn_adapter", "attention_prefix"]
+    assert [gate.name for gate in plan.gates[:3]] == ["lora_gate", "ffn_adapter_gate", "attention_prefix_gate"]
+    assert [len(gate.members) for gate in plan.gates[:3]] == [2, 1, 1]
+    assert {dict(gate.call.arguments)["width"] for gate in plan.gates} == {WIDTH}
+    assert [(shared.tower, shared.name, len(shared.members)) for shared in plan.shared] == [
+        ("encoder", "prefix_trunk", 4)
+    ]
+    assert [note for note in plan.notes if "lora" in note and "inert" in note]
+
+
+def test_the_order_of_the_file_does_not_matter() -> None:
+    again = "{method: lora, at: q, rank: 2, again: true}"
+    plans = [planned(entries) for entries in permutations([PREFIX, LORA, again, ADAPTER, BITFIT])]
+    assert len({plan.hash for plan in plans}) == 1
+    assert {tuple(names(plan)) for plan in plans} == {tuple(names(plans[0]))}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "{method: lora, rank: 9}",
+        "{method: lora, layers: 0-2}",
+        "{method: lora, at: q}",
+        "{method: lora, gate: constant}",
+        "{method: ia3}",
+    ],
+)
+def test_the_hash_tells_plans_apart(other: str) -> None:
+    plain = planned(["{method: lora}"])
+    assert planned([other]).hash != plain.hash
+    assert planned(["{method: lora}"], more="seed: 1\n").hash != plain.hash
+    assert planned(["{method: lora, rank: 8, alpha: 16.0, layers: 0-3}"]).hash == plain.hash
+
+
+def test_names_are_never_taken_twice() -> None:
+    trace = by_hand()
+    for layer in trace.layers:
+        trace.model.get_submodule(f"{layer.path}.attention").register_buffer("query_lora", None)
+    entries = ["{method: lora, at: q, gate: token}", "{method: lora, at: q, rank: 1, gate: token, again: true}"]
+    plan = planned(entries, trace)
+    assert names(plan) == ["query_lora_2", "query_lora_3"]
+    assert [gate.name for gate in plan.gates[:2]] == ["query_lora_2_gate", "query_lora_3_gate"]
+
+
+def test_parts_of_a_fused_projection_go_by_their_names() -> None:
+    assert names(planned(["{method: lora}"], fused(by_hand()))) == ["q_lora", "v_lora"]
+
+
+def test_central_gates_share_one_softmax() -> None:
+    gate = "gate: {kind: central, shared: g}"
+    plan = planned([f"{{method: lora, {gate}}}", f"{{method: prefix, {gate}}}"])
+    assert len(plan.gates) == 4
+    first = plan.gates[0]
+    assert (first.name, first.path) == ("g_gate", "encoder.layer.0.attention")
+    assert [member.name for member in first.members] == ["query_lora", "value_lora", "attention_prefix"]
+    assert dict(first.call.arguments) == {"width": WIDTH, "members": 2}
+
+
+def test_towers() -> None:
+    trace = by_hand({"encoder": 2, "decoder": 3})
+    plan = planned(
+        ["{method: prefix, reparametrize: {hidden: 4}}", "{method: lora, towers: decoder, layers: last 1}"], trace
+    )
+    assert [shared.name for shared in plan.shared] == ["prefix_trunk_encoder", "prefix_trunk_decoder"]
+    where = [(p.layer.tower, p.layer.index) for p in plan.placements if p.layer and p.method.method == "lora"]
+    assert where == [("decoder", 2), ("decoder", 2)]
+
+
+def test_modules() -> None:
+    plan = planned(['{method: lora, modules: ["*.query", words]}'])
+    assert [placement.path for placement in plan.placements] == [
+        *(f"encoder.layer.{index}.attention" for index in range(4)),
+        "words",
+    ]
+    assert plan.placements[-1].layer is None
+    inside = planned(['{method: lora, modules: "*.query", layers: even}'])
+    assert [placement.layer.index for placement in inside.placements if placement.layer] == [0, 2]
+
+
+def test_selections() -> None:
+    def trained(entry: str, more: str = "") -> set[str]:
+        return {name for selection in planned([entry], more=more).selections for name in selection.names}
+
+    everything = {name for name in by_hand().parameters if name.endswith("bias")}
+    assert trained(BITFIT) == {name for name in everything if not name.startswith("classifier")}
+    assert trained("{method: bitfit, at: q, layers: 1}") == {"encoder.layer.1.attention.query.bias"}
+    assert trained("{method: norm, layers: 0}") == {"encoder.layer.0.norm.weight", "encoder.layer.0.norm.bias"}
+    assert trained("{method: bitfit, modules: pooler}") == {"pooler.bias"}
+    assert trained("{method: lora}", "train: [head]\n") == {"classifier.weight", "classifier.bias"}
+    assert trained("{method: lora}", 'train: ["pool*", classifier]\n') == {
+        f"{module}.{kind}" for module in ("pooler", "classifier") for kind in ("weight", "bias")
+    }
+
+
+def test_causal_gates() -> None:
+    entries = ["{method: lora, gate: token}", "{method: adapter, gate: token}", "{method: prefix, gate: constant}"]
+    plan = planned(entries, by_hand(causal=True))
+    assert {gate.call.name for gate in plan.gates} == {"TokenGate", "ConstantGate"}

@@ -95,7 +95,7 @@ def base_config(config_class: Any, base: str | Path, at: Mapping[str, str], over
     """The base's own config with these overrides; ValueError where its architecture is not the compiled one."""
     config = config_class.from_pretrained(base, **at)
     theirs, ours = config.to_dict(), config_class.from_dict(CONFIG).to_dict()
-    pairs = {key: (theirs.get(key), ours.get(key)) for key in (theirs.keys() | ours.keys()) - FREE - overrides.keys()}
+    pairs = {key: (theirs.get(key), ours.get(key)) for key in ours.keys() - FREE - overrides.keys()}
     if different := [
         f"{key} is {found!r}, not {wanted!r}" for key, (found, wanted) in pairs.items() if found != wanted
     ]:

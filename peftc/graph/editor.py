@@ -148,8 +148,8 @@ class Editor:
         call = self._node(site.node)
         key = self._keys.get(site.name) or slots.matching(call, self._edited(site.key, AFTER))
         states, causal = slots.read(call, key), slots.causal(call, site.causal)
-        options: Options = {"gate": gate} if gate else {}
-        joined = self.apply("with_prefix", *states, tables, **options, **({"causal": causal} if causal else {}))
+        options: Options = {"causal": causal} if causal else {}
+        joined = self.apply("with_prefix", *states, tables, *_present(gate), **options)
         parts = [self._insert("call_function", getitem, (joined, i)) for i in range(3)]
         for part, before, name in zip(parts, states[1:], ("key", "value", "attention_mask"), strict=True):
             _inherit(part, before)

@@ -134,23 +134,22 @@ def without_idle(graph: fx.Graph) -> None:
 
 
 def _sink(graph: fx.Graph, additions: set[str]) -> None:
-    """Move each gate down to its first reader's line, and into it where it has no other."""
+    """Move each gate, or whatever else is added, down to the line of its first reader."""
     for node in reversed(list(graph.nodes)):
-        if node.op != "call_module" or node.target not in additions or "name" not in node.meta or not node.users:
+        if node.op != "call_module" or node.target not in additions or not node.users:
             continue
         order = {n: i for i, n in enumerate(graph.nodes)}
         first = min(node.users, key=lambda n: order[n])
         if first.meta.get("guard", ()) != node.meta.get("guard", ()):
             continue
         _line(first, node).prepend(node)
-        if len(node.users) == 1:
-            del node.meta["name"]
 
 
-def _line(end: fx.Node, stop: fx.Node) -> fx.Node:
-    """The first of the nodes right before `end` that only it reads, directly or not."""
-    line = {end}
-    start = end
+def _line(reader: fx.Node, stop: fx.Node) -> fx.Node:
+    """The first node of the statement that a reader will be printed in."""
+    while len(reader.users) == 1 and not (reader.meta.get("names") or reader.meta.get("comment")):
+        reader = next(iter(reader.users))
+    line, start = {reader}, reader
     while start.prev is not stop and start.prev.op != "placeholder" and start.prev.users:
         if not all(user in line for user in start.prev.users) or start.prev.meta.get("names"):
             break

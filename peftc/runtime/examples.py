@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from peftc.trace.calls import Point, Recorded, Recording, Scenario, record
+from peftc.trace.repeats import Twins, twins
 from peftc.trace.units import SCENARIOS
 
 UNSEEN = (Point(batch=1, length=5, past=3), Point(batch=4, length=9, past=8))
@@ -21,20 +22,22 @@ class Recordings:
     """What a model calls its modules with, per scenario and unseen size, still on the meta device."""
 
     found: Mapping[tuple[Scenario, Point], Recording]
+    twins: Twins
 
     def calls(self, module: nn.Module) -> Iterator[tuple[str, Recorded]]:
         """A description and the call, for each recording that reaches the module."""
+        run = self.twins.get(module, module)
         for (scenario, point), recording in self.found.items():
-            if module in recording.calls:
+            if run in recording.calls:
                 masked, cached = ("padded" if scenario.mask else "unpadded"), (", cached" if scenario.past else "")
-                yield f"{point.batch} x {point.length} {masked}{cached}", recording.calls[module]
+                yield f"{point.batch} x {point.length} {masked}{cached}", recording.calls[run]
 
 
 def recordings(model: nn.Module) -> Recordings:
     """Run the model on the meta device at every unseen size."""
-    pairs = [(scenario, point) for scenario in SCENARIOS for point in UNSEEN]
-    found = {pair: record(model, *pair) for pair in pairs}
-    return Recordings({pair: recording for pair, recording in found.items() if recording is not None})
+    pairs, alike = [(scenario, point) for scenario in SCENARIOS for point in UNSEEN], twins(model)
+    found = {pair: record(model, *pair, alike) for pair in pairs}
+    return Recordings({pair: recording for pair, recording in found.items() if recording is not None}, alike)
 
 
 class Filler:

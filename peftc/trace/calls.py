@@ -14,6 +14,7 @@ from torch import nn
 from transformers.modeling_utils import AttentionInterface
 
 from peftc.trace.probes import SDPA, masks_without_values, patched
+from peftc.trace.repeats import Twins
 
 
 @dataclass(frozen=True)
@@ -52,24 +53,27 @@ class Recording:
     attending: dict[nn.Module, None] = field(default_factory=dict)
 
 
-def record(model: nn.Module, scenario: Scenario, point: Point) -> Recording | None:
-    """Run the model once as the scenario says; None where the model has no such scenario."""
-    inputs = _inputs(model, scenario, point)
+def record(model: nn.Module, scenario: Scenario, point: Point, twins: Twins) -> Recording | None:
+    """Run the model once as the scenario says; None where the model has no such scenario.
+
+    A module whose twin has run in this call is not run again: it returns what its twin returned.
+    """
+    inputs = _inputs(model, scenario, point, twins)
     if inputs is None:
         return None
     recording = Recording()
-    with torch.no_grad(), masks_without_values(), _recording(recording):
+    with torch.no_grad(), masks_without_values(), _recording(recording, twins):
         model(**inputs)
     return recording
 
 
-def _inputs(model: nn.Module, scenario: Scenario, point: Point) -> dict[str, Any] | None:
+def _inputs(model: nn.Module, scenario: Scenario, point: Point, twins: Twins) -> dict[str, Any] | None:
     total = point.length + (point.past if scenario.past else 0)
     inputs: dict[str, Any] = {"input_ids": torch.zeros(point.batch, point.length, dtype=torch.long, device="meta")}
     if scenario.mask:
         inputs["attention_mask"] = torch.ones(point.batch, total, dtype=torch.long, device="meta")
     if scenario.past:
-        cache = _cache(model, point)
+        cache = _cache(model, point, twins)
         if cache is None:
             return None
         inputs["past_key_values"] = cache
@@ -78,27 +82,47 @@ def _inputs(model: nn.Module, scenario: Scenario, point: Point) -> dict[str, Any
     return inputs
 
 
-def _cache(model: nn.Module, point: Point) -> Any:
+def _cache(model: nn.Module, point: Point, twins: Twins) -> Any:
     """A cache that holds `past` tokens, or None where the model keeps none."""
     if "past_key_values" not in inspect.signature(type(model).forward).parameters:
         return None
     ids = torch.zeros(point.batch, point.past, dtype=torch.long, device="meta")
-    with torch.no_grad(), masks_without_values():
-        return getattr(model(input_ids=ids, use_cache=True), "past_key_values", None)
+    with torch.no_grad(), masks_without_values(), _recording(Recording(), twins):
+        cache = getattr(model(input_ids=ids, use_cache=True), "past_key_values", None)
+    for part in (cache, getattr(cache, "self_attention_cache", None), getattr(cache, "cross_attention_cache", None)):
+        _fill(getattr(part, "layers", []))
+    return cache
+
+
+def _fill(layers: list[Any]) -> None:
+    """Give the layers that were not run the state of the last one of their kind that was."""
+    seen: dict[type, Any] = {}
+    for index, layer in enumerate(layers):
+        if getattr(layer, "is_initialized", False):
+            seen[type(layer)] = layer
+        elif type(layer) in seen:
+            layers[index] = copy.copy(seen[type(layer)])
 
 
 @contextmanager
-def _recording(recording: Recording) -> Iterator[None]:
+def _recording(recording: Recording, twins: Twins) -> Iterator[None]:
     call, stack = nn.Module.__call__, []
+    returned: dict[nn.Module, Any] = {}
 
     def recorded(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        like = twins.get(module, module)
+        if like is not module and like in returned:
+            return returned[like]
         if module not in recording.calls and any(True for _ in module.children()):
             recording.calls[module] = bind(module, _snapshot(args), _snapshot(kwargs))
         stack.append(module)
         try:
-            return call(module, *args, **kwargs)
+            result = call(module, *args, **kwargs)
         finally:
             stack.pop()
+        if module in twins:
+            returned[module] = result
+        return result
 
     def attends(*args: Any, **kwargs: Any) -> Any:
         recording.attending[stack[-1]] = None

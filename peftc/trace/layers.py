@@ -11,19 +11,16 @@ from torch import fx, nn
 
 from peftc.graph.branches import LiftedFloat, LiftedInt, LiftedStr
 from peftc.graph.sites import Layer, Site, Unit
+from peftc.trace.repeats import structure, varying_attributes
 from peftc.trace.roles import View, attention_sites, block_sites
 from peftc.trace.units import Observed, layer_paths, trace_unit
-
-Scalar = bool | int | float | str | None
-Index = tuple[str, str]
 
 
 def layers(model: nn.Module, observed: Observed) -> tuple[Layer, ...]:
     """Every layer of every tower, its units traced once per distinct forward."""
-    attending = {path: None for path, module in model.named_modules() if module in observed.attending()}
     towers = layer_paths(model, observed)
     blocks = [path for tower in towers for path in tower]
-    attention = [path for path in attending if path not in blocks]
+    attention = [path for path in observed.attending(model) if path not in blocks]
     leaves = frozenset(model.get_submodule(p) for p in attention)
     units = _Units(model, observed, leaves)
     inner = {path: unit for unit in units.of(attention, {}) for path in unit.paths}
@@ -55,12 +52,12 @@ class _Units:
     def of(self, paths: Sequence[str], inner: Mapping[str, Unit]) -> list[Unit]:
         """The units of these modules: one per distinct structure, or one each where equal structures trace apart."""
         found: list[Unit] = []
-        varying = _varying([self.model.get_submodule(p) for p in paths])
+        varying = varying_attributes([self.model.get_submodule(p) for p in paths])
         groups: dict[Any, list[str]] = {}
         for path in paths:
             module = self.model.get_submodule(path)
             within = tuple(sorted((p[len(path) :], id(u)) for p, u in inner.items() if p.startswith(f"{path}.")))
-            groups.setdefault((_structure(module, varying), self.observed.pattern(module), within), []).append(path)
+            groups.setdefault((structure(module, varying), self.observed.pattern(module), within), []).append(path)
         for members in groups.values():
             first, last = (self._trace(p) for p in (members[0], members[-1]))
             if fingerprint(first) == fingerprint(last):
@@ -85,30 +82,6 @@ class _Units:
 
     def _attention_paths(self) -> Iterable[str]:
         return (path for path, module in self.model.named_modules() if module in self.leaves)
-
-
-def _scalars(module: nn.Module) -> dict[Index, Scalar]:
-    return {
-        (path, name): value
-        for path, child in module.named_modules()
-        for name, value in vars(child).items()
-        if type(value) in (bool, int, float, str, type(None)) and not name.startswith("_") and name != "training"
-    }
-
-
-def _varying(modules: Sequence[nn.Module]) -> frozenset[Index]:
-    """The attributes that number the modules: an integer that differs in each of them."""
-    tables = [_scalars(m) for m in modules]
-    names = set.intersection(*(set(t) for t in tables)) if len(tables) > 1 else set()
-    numbers = {n: {t[n] for t in tables if type(t[n]) is int} for n in names}
-    return frozenset(n for n, values in numbers.items() if len(values) == len(tables))
-
-
-def _structure(module: nn.Module, varying: frozenset[Index]) -> tuple[Any, ...]:
-    classes = tuple((path, type(child)) for path, child in module.named_modules())
-    shapes = tuple((name, tuple(p.shape)) for name, p in module.named_parameters(remove_duplicate=False))
-    scalars = tuple(sorted((k, repr(v)) for k, v in _scalars(module).items() if k not in varying))
-    return classes, shapes, scalars
 
 
 def fingerprint(graph: fx.Graph) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,58 +13,58 @@ from peftc.graph.branches import assume
 from peftc.trace.calls import POINTS, Recorded, Recording, Scenario, parameters, record
 from peftc.trace.merge import merged
 from peftc.trace.probes import tracing
+from peftc.trace.repeats import Twins, twins
 from peftc.trace.tracer import Argument, Tracer, TraceFailure
 
-SCENARIOS = tuple(Scenario(mask, past) for mask, past in itertools.product((True, False), repeat=2))
+SCENARIOS = (Scenario(mask=True, past=False), Scenario(mask=False, past=False), Scenario(mask=True, past=True))
 TRAINING = "self.training"
 
 
 @dataclass(frozen=True, eq=False)
 class Observed:
-    """Every recording of a model: scenario -> one recording per example point."""
+    """Every recording of a model: scenario -> one recording per example point; what was run for each module."""
 
     recordings: Mapping[Scenario, tuple[Recording, ...]]
+    twins: Twins
 
     def calls(self, module: nn.Module) -> list[tuple[Recorded, ...]]:
         """The calls of one module, per scenario that reaches it, as one record per point."""
-        return [
-            tuple(r.calls[module] for r in pair)
-            for pair in self.recordings.values()
-            if all(module in r.calls for r in pair)
-        ]
+        run = self.twins.get(module, module)
+        pairs = self.recordings.values()
+        return [tuple(r.calls[run] for r in pair) for pair in pairs if all(run in r.calls for r in pair)]
 
     def pattern(self, module: nn.Module) -> tuple[tuple[str, ...], ...]:
         """Which parameters each scenario gives the module."""
         calls = self.calls(module)
         return tuple(tuple(p for p in parameters(module) if _given(c, p)) for c in calls)
 
-    def attending(self) -> dict[nn.Module, None]:
-        return {m: None for pair in self.recordings.values() for r in pair for m in r.attending}
+    def attending(self, model: nn.Module) -> list[str]:
+        """The paths of the modules that attend."""
+        seen = {m for pair in self.recordings.values() for r in pair for m in r.attending}
+        return [path for path, module in model.named_modules() if self.twins.get(module, module) in seen]
 
 
 def observe(model: nn.Module) -> Observed:
     """Run the model on the meta device in every scenario that it has."""
-    recordings = {}
+    recordings, alike = {}, twins(model)
     for scenario in SCENARIOS:
-        pair = tuple(record(model, scenario, point) for point in POINTS)
+        pair = tuple(record(model, scenario, point, alike) for point in POINTS)
         if all(pair):
             recordings[scenario] = tuple(r for r in pair if r is not None)
-    return Observed(recordings)
+    return Observed(recordings, alike)
 
 
 def layer_paths(model: nn.Module, observed: Observed) -> list[list[str]]:
     """The repeated blocks that attend, one list per tower: elements of the outermost module list around an attention."""
-    names = {module: name for name, module in model.named_modules()}
     towers: dict[str, dict[str, None]] = {}
-    for module in observed.attending():
-        parts = names[module].split(".")
+    for path in observed.attending(model):
+        parts = path.split(".")
         for end in range(1, len(parts) + 1):
             parent = model.get_submodule(".".join(parts[: end - 1]))
             if isinstance(parent, nn.ModuleList):
                 towers.setdefault(".".join(parts[: end - 1]), {})[".".join(parts[:end])] = None
                 break
-    ordered = list(names.values())
-    return [sorted(paths, key=ordered.index) for paths in towers.values()]
+    return [list(paths) for paths in towers.values()]
 
 
 def trace_unit(module: nn.Module, leaves: frozenset[nn.Module], observed: Observed) -> fx.Graph:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     found = {}
     for program in PROGRAMS:
         torch.manual_seed(3)
-        model = program().program.plan.trace.model
+        model: Any = program().program.plan.trace.model
         folder = tmp_path_factory.mktemp(program.__name__)
         type(model)(model.config).save_pretrained(folder)
         found[program.__name__] = folder

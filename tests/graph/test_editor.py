@@ -93,7 +93,7 @@ def test_prefix_changes_the_attentions_call_alone() -> None:
         "attention_prefix_gate = attention_prefix_gate()",
         "attention_prefix = attention_prefix()",
         "with_prefix = with_prefix(transpose, transpose_1, transpose_2, mask, attention_prefix, "
-        "gate=attention_prefix_gate)  # prefix on attention, gated",
+        "attention_prefix_gate)  # prefix on attention, gated",
         "getitem = getitem(with_prefix, 0)",
         "getitem_1 = getitem(with_prefix, 1)",
         "getitem_2 = getitem(with_prefix, 2)",

@@ -81,7 +81,9 @@ def _unpacking(node: fx.Node) -> tuple[fx.Node | None, ...] | None:
         return None
     items: list[fx.Node | None] = [None] * len(value)
     for user in node.users:
-        if items[user.args[1]] is not None or (user.meta.get("guard") != node.meta.get("guard") and node.op != "placeholder"):
+        if items[user.args[1]] is not None or (
+            user.meta.get("guard") != node.meta.get("guard") and node.op != "placeholder"
+        ):
             return None
         items[user.args[1]] = user
     if isinstance(value, torch.Size) and not any(item is not None and _hints(item) for item in items):

@@ -12,15 +12,17 @@ from torch import fx
 
 from peftc.graph.branches import assume, choose, enter, leave
 
+Flow = nx.DiGraph
+
 MOVES = frozenset({
     "view", "reshape", "transpose", "permute", "split", "chunk", "unbind", "contiguous", "unflatten", "flatten",
     "squeeze", "unsqueeze", "getitem", "tensor_split", "swapaxes", "movedim",
 })  # fmt: skip
 
 
-def flow(graph: fx.Graph) -> nx.DiGraph[fx.Node]:
+def flow(graph: fx.Graph) -> Flow:
     """Edges from a value to what reads it: cached values, sizes and markers left out; tuples taken apart exactly."""
-    found: nx.DiGraph[fx.Node] = nx.DiGraph()
+    found = Flow()
     found.add_nodes_from(n for n in graph.nodes if n.target not in (enter, leave, assume))
     for node in list(found.nodes):
         found.add_edges_from((source, node) for source in sources(node) if source in found)
@@ -70,12 +72,12 @@ def _depends(node: fx.Node, index: int, source: fx.Node) -> bool:
     return isinstance(items[index], torch.Tensor) and items[index].requires_grad
 
 
-def upstream(graph: nx.DiGraph[fx.Node], start: fx.Node, wanted: Callable[[fx.Node], bool]) -> list[fx.Node]:
+def upstream(graph: Flow, start: fx.Node, wanted: Callable[[fx.Node], bool]) -> list[fx.Node]:
     """The nearest nodes before `start` that are wanted, on every path; paths end there."""
     return _nearest(start, graph.predecessors, wanted)
 
 
-def downstream(graph: nx.DiGraph[fx.Node], start: fx.Node, wanted: Callable[[fx.Node], bool]) -> list[fx.Node]:
+def downstream(graph: Flow, start: fx.Node, wanted: Callable[[fx.Node], bool]) -> list[fx.Node]:
     """The nearest nodes after `start` that are wanted, on every path; paths end there."""
     return _nearest(start, graph.successors, wanted)
 
@@ -97,9 +99,14 @@ def _nearest(
     return list(found)
 
 
-def path(graph: nx.DiGraph[fx.Node], start: fx.Node, end: fx.Node) -> list[fx.Node]:
+def path(graph: Flow, start: fx.Node, end: fx.Node) -> list[fx.Node]:
     """The shortest way from one node to another, both included."""
     return list(nx.shortest_path(graph, start, end))
+
+
+def reached(graph: Flow, start: fx.Node) -> set[fx.Node]:
+    """A node and everything that depends on it."""
+    return {start, *nx.descendants(graph, start)}
 
 
 def is_move(node: fx.Node) -> bool:

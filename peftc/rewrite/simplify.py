@@ -120,7 +120,7 @@ def _nodes(value: Any) -> list[fx.Node]:
 
 def _unchanged(node: fx.Node, before: dict[str, fx.Node], replaced: dict[str, str]) -> bool:
     old = before.get(node.name)
-    if old is None or node.op != old.op or node.target is not old.target and node.target != old.target:
+    if old is None or node.op != old.op or (node.target is not old.target and node.target != old.target):
         return False
     wanted = [replaced.get(n.name, n.name) for n in _nodes((old.args, old.kwargs))]
     return node.target is leave or wanted == [n.name for n in _nodes((node.args, node.kwargs))]

@@ -101,9 +101,7 @@ def _shown(
 class _Run:
     """One unit under every case: the base's module, and the class that was emitted for it."""
 
-    def __init__(
-        self, program: Program, body: Body, module: nn.Module, calls: Sequence[tuple[str, Recorded]]
-    ) -> None:
+    def __init__(self, program: Program, body: Body, module: nn.Module, calls: Sequence[tuple[str, Recorded]]) -> None:
         self.program, self.body, self.module, self.calls = program, body, module, calls
         self.path = body.paths[0]
         self.placements = [p for p in program.plan.placements if p.path == self.path]
@@ -153,7 +151,9 @@ class _Run:
         module.__class__ = getattr(emitted, self.body.name)
         owner = nn.Module()
         for shared in self.program.shared:
-            owner.add_module(shared.name, getattr(modules, shared.module.call.name)(**dict(shared.module.call.arguments)))
+            owner.add_module(
+                shared.name, getattr(modules, shared.module.call.name)(**dict(shared.module.call.arguments))
+            )
         emitted_any: Any = emitted
         before = set(module._modules)
         module.attach(owner, dict(_numbers(emitted_any))[self.path])

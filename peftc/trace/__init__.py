@@ -12,8 +12,8 @@ from peftc.graph.branches import base_forward
 from peftc.graph.sites import Embedding, Parameter, Projection, Trace, Unit
 from peftc.trace.layers import fingerprint, layers
 from peftc.trace.model import build, skeleton
-from peftc.trace.roles import is_norm
 from peftc.trace.units import observe
+from peftc.trace.views import is_norm
 
 if TYPE_CHECKING:
     from peftc.spec.schema import Base

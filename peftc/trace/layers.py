@@ -11,9 +11,11 @@ from torch import fx, nn
 
 from peftc.graph.branches import LiftedFloat, LiftedInt, LiftedStr
 from peftc.graph.sites import Layer, Site, Unit
+from peftc.trace.attention import attention_sites
+from peftc.trace.blocks import block_sites
 from peftc.trace.repeats import structure, varying_attributes
-from peftc.trace.roles import View, attention_sites, block_sites
 from peftc.trace.units import Observed, layer_paths, trace_unit
+from peftc.trace.views import View
 
 
 def layers(model: nn.Module, observed: Observed) -> tuple[Layer, ...]:
@@ -78,7 +80,9 @@ class _Units:
             within = {p[len(paths[0]) + 1 :]: u for p, u in inner.items() if p.startswith(f"{paths[0]}.")}
             views = {p: (View.of(module.get_submodule(p), u.graph), list(u.sites)) for p, u in within.items()}
             sites = [*sites, *block_sites(view, views, sites)]
-        return Unit(type(module).__name__, type(module), graph, tuple(sites), tuple(paths), fingerprint=fingerprint(graph))
+        return Unit(
+            type(module).__name__, type(module), graph, tuple(sites), tuple(paths), fingerprint=fingerprint(graph)
+        )
 
     def _attention_paths(self) -> Iterable[str]:
         return (path for path, module in self.model.named_modules() if module in self.leaves)
@@ -99,7 +103,9 @@ def fingerprint(graph: fx.Graph) -> str:
             return f"{{{','.join(f'{k}:{text(v)}' for k, v in value.items())}}}"
         if isinstance(value, slice):
             return f"slice{text([value.start, value.stop, value.step])}"
-        return f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else repr(value)  # house: ok
+        return (
+            f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else repr(value)
+        )  # house: ok
 
     rows = (f"{n.op} {text(n.target)} {text(n.args)} {text(n.kwargs)} {n.meta.get('guard', ())}" for n in graph.nodes)
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()

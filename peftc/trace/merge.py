@@ -112,7 +112,9 @@ def _last(graph: fx.Graph) -> fx.Node:
     return list(graph.nodes)[-1]
 
 
-def merged(traces: Callable[[tuple[bool, ...]], fx.Graph], conditions: tuple[str, ...], taken: tuple[bool, ...] = ()) -> fx.Graph:
+def merged(
+    traces: Callable[[tuple[bool, ...]], fx.Graph], conditions: tuple[str, ...], taken: tuple[bool, ...] = ()
+) -> fx.Graph:
     """The graph over every combination of conditions: `traces` gives the one of each."""
     if len(taken) == len(conditions):
         return traces(taken)

@@ -16,7 +16,8 @@ from transformers import masking_utils
 from transformers.modeling_utils import AttentionInterface
 
 from peftc.graph.branches import LiftedFloat, LiftedInt, LiftedStr, lookup
-from peftc.trace.tracer import Tracer, Value
+from peftc.trace.tracer import Tracer
+from peftc.trace.values import Value
 
 SDPA = nn.functional.scaled_dot_product_attention
 
@@ -193,4 +194,3 @@ def _flat(value: Any) -> Iterator[Any]:
         yield from _flat(list(value.values()))
     else:
         yield value
-

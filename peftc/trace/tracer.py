@@ -3,86 +3,22 @@
 from __future__ import annotations
 
 import builtins
-import copy
 import operator
 import sys
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.fx.node import map_aggregate
 
 from peftc.graph.branches import SelfReference, assume, enter, leave
+from peftc.trace.values import EXTRA, Argument, Point, Value, evaluate, fail, is_plain
 
-EXTRA = "**"  # the key under which the unit's own **kwargs travel through a call
+OWN = tuple(f"{folder}/" for folder in (Path(torch.__file__).parent, Path(__file__).parent))
 LITERALS = (int, float, str, complex, type(None), type(...), torch.dtype, torch.device)
-Point = Any
-
-
-class TraceFailure(Exception):
-    """A forward that cannot be traced, and why."""
-
-
-@dataclass(frozen=True)
-class Argument:
-    """A parameter of the traced forward: its name, its default's source text, and its value at both points.
-
-    `points` is None where the parameter is the constant None (an argument that this scenario leaves out).
-    """
-
-    name: str
-    default: str | None
-    points: tuple[Point, Point] | None
-    kind: str = "plain"
-
-
-class Value(fx.Proxy):
-    """A proxy that answers isinstance, len, iteration, unpacking and bool from its values at the two points."""
-
-    tracer: Tracer
-
-    @property
-    def points(self) -> tuple[Point, Point]:
-        return self.node.meta["value"]  # type: ignore[no-any-return]
-
-    @property
-    def __class__(self) -> type:  # type: ignore[override]
-        return type(object.__getattribute__(self, "node").meta["value"][0])
-
-    def __len__(self) -> int:
-        return self.tracer.agreed(self, [len(p) for p in self.points])
-
-    def __iter__(self) -> Iterator[Any]:
-        count = self.tracer.agreed(self, [len(p) for p in self.points])
-        return iter([self[i] for i in range(count)])
-
-    def __bool__(self) -> bool:
-        return self.tracer.decide(self)
-
-    def __index__(self) -> int:
-        return self.tracer.agreed(self, list(self.points))
-
-    def __int__(self) -> int:
-        return self.tracer.agreed(self, list(self.points))
-
-    def __float__(self) -> float:
-        return float(self.tracer.agreed(self, list(self.points)))
-
-    def __getattr__(self, name: str) -> Any:
-        return self.tracer.create_proxy("call_function", getattr, (self, name), {})
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.tracer.call_value(self, args, kwargs)
-
-    def __hash__(self) -> int:
-        return id(self.node)
 
 
 class Tracer(fx.proxy.TracerBase):
@@ -130,7 +66,7 @@ class Tracer(fx.proxy.TracerBase):
         if type(a) is Value:
             return a.node
         if isinstance(a, nn.Module):
-            return SelfReference(self.paths[a]) if a in self.paths else _fail(f"{type(a).__name__} is outside the unit")
+            return SelfReference(self.paths[a]) if a in self.paths else fail(f"{type(a).__name__} is outside the unit")
         if isinstance(a, (tuple, list)):
             items = [self.create_arg(x) for x in a]
             return items if isinstance(a, list) else tuple(items)
@@ -142,7 +78,7 @@ class Tracer(fx.proxy.TracerBase):
             return getattr(a, "leaf_of", a)
         if isinstance(a, LITERALS):
             return a
-        return _fail(f"an argument of type {type(a).__name__}")
+        return fail(f"an argument of type {type(a).__name__}")
 
     def create_proxy(
         self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *rest: Any, **more: Any
@@ -161,39 +97,17 @@ class Tracer(fx.proxy.TracerBase):
         """What a function returns at the first point, with nothing recorded."""
         self.paused += 1
         try:
-            return self._at(0, "call_function", function, self.create_arg(args), self.create_arg(kwargs))
+            return evaluate(self.unit, "call_function", function, self.create_arg(args), self.create_arg(kwargs), 0)
         finally:
             self.paused -= 1
 
     def _evaluate(self, kind: str, target: Any, args: Any, kwargs: Any) -> tuple[Point, Point]:
         self.paused += 1
         try:
-            return self._at(0, kind, target, args, kwargs), self._at(1, kind, target, args, kwargs)
+            first, second = (evaluate(self.unit, kind, target, args, kwargs, point) for point in (0, 1))
+            return first, second
         finally:
             self.paused -= 1
-
-    def _at(self, index: int, kind: str, target: Any, args: Any, kwargs: Any) -> Point:
-        def concrete(a: Any) -> Any:
-            if isinstance(a, fx.Node):
-                value = a.meta["value"][index]
-                return value if _is_plain(value) else copy.deepcopy(value)
-            if isinstance(a, SelfReference):
-                return self.unit.get_submodule(a.path)
-            return _plain(a)
-
-        values = tuple(concrete_all(x, concrete) for x in args)
-        named = {k: concrete_all(v, concrete) for k, v in kwargs.items()}
-        named.update(named.pop(EXTRA, {}))
-        with torch.no_grad():
-            if kind == "call_module":
-                return self.unit.get_submodule(target)(*values, **named)
-            if kind == "get_attr":
-                return _attribute(self.unit, target)
-            if kind == "call_method":
-                if target == "__call__":
-                    return values[0](*values[1:], **named)
-                return getattr(values[0], target)(*values[1:], **named)
-            return None if target is assume else target(*values, **named)
 
     def call_value(self, value: Value, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call of a proxy: a method of another proxy, or a function that was looked up at run time."""
@@ -207,7 +121,7 @@ class Tracer(fx.proxy.TracerBase):
     def call_module(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A leaf stays a call; anything else is inlined, between markers that let it be folded again."""
         if module not in self.paths:
-            return _fail(f"a call of a module outside the unit: {type(module).__name__}")
+            return fail(f"a call of a module outside the unit: {type(module).__name__}")
         path = self.paths[module]
         if module in self.leaves or not any(True for _ in module.children()):
             return self.create_proxy("call_module", path, args, kwargs)
@@ -222,7 +136,7 @@ class Tracer(fx.proxy.TracerBase):
         """The truth of a value: the same at both points, and recorded as an assumption."""
         outcomes = {bool(p) for p in value.points}
         if len(outcomes) > 1:
-            _fail(f"a branch on {value.node} that depends on the input's shape")
+            fail(f"a branch on {value.node} that depends on the input's shape")
         outcome = outcomes.pop()
         self.assume(value, outcome)
         return outcome
@@ -234,12 +148,12 @@ class Tracer(fx.proxy.TracerBase):
 
     def typed(self, value: Value, kinds: Any, outcome: bool) -> None:
         """Emit a check of an argument's type, where it is no tensor and no number that the base itself makes."""
-        if value.node.op == "placeholder" and not _is_plain(value.points[0]):
+        if value.node.op == "placeholder" and not is_plain(value.points[0]):
             self.assume(self.create_proxy("call_function", builtins.isinstance, (value, kinds), {}), outcome)
 
     def agreed(self, value: Value, answers: list[Any]) -> Any:
         if answers[0] != answers[1]:
-            _fail(f"{value.node} is used as a constant, but changes with the input's shape")
+            fail(f"{value.node} is used as a constant, but changes with the input's shape")
         return answers[0]
 
     # -- where a node came from ----------------------------------------------------------------------------------
@@ -259,37 +173,9 @@ class Tracer(fx.proxy.TracerBase):
             walk = walk.f_back
 
 
-def concrete_all(value: Any, function: Any) -> Any:
-    return map_aggregate(value, function)
-
-
 def _prepend(names: list[str], name: str) -> None:
     if name not in names:
         names.append(name)
-
-
-def _fail(reason: str) -> Any:
-    raise TraceFailure(reason)
-
-
-def _attribute(module: nn.Module, path: str) -> Any:
-    for part in path.split("."):
-        module = getattr(module, part)
-    return module
-
-
-def _plain(value: Any) -> Any:
-    """A lifted scalar as the number it is."""
-    for kind in (int, float, str):
-        if isinstance(value, kind) and type(value) not in (kind, bool):
-            return kind(value)
-    return value
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, (tuple, list)):
-        return all(_is_plain(v) for v in value)
-    return isinstance(value, (torch.Tensor, int, float, str, bool, type(None), torch.dtype, torch.device))
 
 
 def _constant(target: Any, points: tuple[Point, Point]) -> tuple[Any] | None:
@@ -300,7 +186,8 @@ def _constant(target: Any, points: tuple[Point, Point]) -> tuple[Any] | None:
 
 
 def _is_user(code: CodeType) -> bool:
-    return "/torch/" not in code.co_filename and "/peftc/" not in code.co_filename
+    """Whether a frame runs a model's code, not torch's or peftc's."""
+    return not code.co_filename.startswith(OWN)
 
 
 def _user_frames(frame: FrameType | None) -> Iterator[tuple[CodeType, int]]:

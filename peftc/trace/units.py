@@ -14,7 +14,8 @@ from peftc.trace.calls import POINTS, Recorded, Recording, Scenario, parameters,
 from peftc.trace.merge import merged
 from peftc.trace.probes import tracing
 from peftc.trace.repeats import Twins, twins
-from peftc.trace.tracer import Argument, Tracer, TraceFailure
+from peftc.trace.tracer import Tracer
+from peftc.trace.values import Argument, TraceFailure
 
 SCENARIOS = (Scenario(mask=True, past=False), Scenario(mask=False, past=False), Scenario(mask=True, past=True))
 TRAINING = "self.training"
@@ -98,7 +99,9 @@ class _Anything:
 
 def _matters(module: nn.Module, leaves: frozenset[nn.Module], calls: Sequence[tuple[Recorded, ...]], name: str) -> bool:
     """Whether the forward would do something else if this parameter were given."""
-    given = [replace(a, points=(_Anything(), _Anything())) if a.name == name else a for a in _arguments(module, calls, {})]
+    given = [
+        replace(a, points=(_Anything(), _Anything())) if a.name == name else a for a in _arguments(module, calls, {})
+    ]
     plain = _trace_once(module, leaves, _arguments(module, calls, {}), training=False)
     try:
         other = _trace_once(module, leaves, given, training=False)

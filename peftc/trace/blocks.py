@@ -1,0 +1,173 @@
+"""The sites of a block, named by data flow: what the residual stream takes in, and the feed-forward behind it."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from peftc.graph import dataflow
+from peftc.graph.sites import Attention, Projection, Site, Sublayer
+from peftc.trace.views import View, find, is_norm, output_projection, parameter_behind, projection, read_by, width_of
+
+ADDS = (operator.add, operator.iadd, torch.add)
+MULTIPLIES = (operator.mul, operator.imul, torch.mul)
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionSeen:
+    """An attention as the block sees it: where it runs, its input, and what its own sites say of it."""
+
+    node: fx.Node
+    input: fx.Node
+    name: str
+    causal: bool
+    mask: str | None
+    projects: bool
+
+
+def block_sites(view: View, inner: Mapping[str, tuple[View, list[Site]]], own: list[Site]) -> list[Site]:
+    """o, the sublayers, and the feed-forward's projections of a block; `inner` are its attention units by path."""
+    seen = [*_inner_attentions(view, inner), *_own_attentions(view, own)]
+    found: list[Site] = []
+    for attention in seen:
+        cross = attention.name.removesuffix("attention")
+        facts = {"causal": attention.causal and not cross, "mask": None if cross else attention.mask}
+        outputs = [] if attention.projects else list(output_projection(view, attention.node))
+        found += [replace(o, name=f"{cross}o", **facts) for o in outputs]
+        sublayer = _sublayer(view, attention.node, attention.input, f"{cross}attention_output")
+        found += [replace(sublayer, **facts)] if sublayer else []
+    facts = {"causal": any(a.causal for a in seen), "mask": next((a.mask for a in seen if a.mask), None)}
+    taken = {s.node for s in (*found, *own) if isinstance(s, Projection)}
+    return [*found, *(replace(s, **facts) for s in _feed_forward(view, taken))]
+
+
+def _inner_attentions(view: View, inner: Mapping[str, tuple[View, list[Site]]]) -> Iterator[AttentionSeen]:
+    for node in view.graph.nodes:
+        if node.op != "call_module" or str(node.target) not in inner:
+            continue
+        unit, sites = inner[str(node.target)]
+        bound = _bound(unit.module, node)
+        for site in sites:
+            if not isinstance(site, Attention):
+                continue
+            x, mask = bound.get(_parameter(unit, site.input)), bound.get(site.mask or "")
+            projects = any(s.name.endswith("o") for s in sites if isinstance(s, Projection))
+            if isinstance(x, fx.Node):
+                yield AttentionSeen(node, x, site.name, site.causal, parameter_behind(view, _node(mask)), projects)
+
+
+def _parameter(view: View, name: str) -> str:
+    """The unit's parameter that a value comes from, or ""."""
+    return parameter_behind(view, find(view.graph, name)) or ""
+
+
+def _own_attentions(view: View, own: list[Site]) -> Iterator[AttentionSeen]:
+    for site in own:
+        if isinstance(site, Attention):
+            yield AttentionSeen(
+                find(view.graph, site.node), find(view.graph, site.input), site.name, site.causal, site.mask, True
+            )
+
+
+def _node(value: Any) -> fx.Node | None:
+    return value if isinstance(value, fx.Node) else None
+
+
+def _bound(module: nn.Module, node: fx.Node) -> Mapping[str, Any]:
+    kwargs = {k: v for k, v in node.kwargs.items() if k != "**"}
+    return inspect.signature(type(module).forward).bind(module, *node.args, **kwargs).arguments
+
+
+def _sublayer(view: View, start: fx.Node, x: fx.Node, name: str) -> Sublayer | None:
+    """The tensor that leads from `start` into the next residual sum."""
+    sums = dataflow.downstream(view.flow, start, lambda n: n.target in ADDS and _two_streams(n))
+    if not sums:
+        return None
+    total = sums[0]
+    operands = [a for a in total.args if isinstance(a, fx.Node)]
+    reached = dataflow.reached(view.flow, start)
+    outputs = [a for a in operands if a in reached]
+    if len(operands) != 2 or len(outputs) != 1:
+        return None
+    output = outputs[0]
+    residual = operands[1] if operands[0] is output else operands[0]
+    return Sublayer(
+        name=name, output=output.name, residual=residual.name, sum=total.name, norm=_post_norm(view, total),
+        input=x.name, width=width_of(output),
+    )  # fmt: skip
+
+
+def _two_streams(node: fx.Node) -> bool:
+    operands = [a for a in node.args if isinstance(a, fx.Node) and dataflow.holds_tensor(a)]
+    if len(operands) != 2:
+        return False
+    first, second = (o.meta["value"][0] for o in operands)
+    return bool(first.shape == second.shape) and first.dim() >= 3
+
+
+def _post_norm(view: View, total: fx.Node) -> str | None:
+    """The norm that alone reads a sum, or None."""
+    readers = list(view.flow.successors(total))
+    if len(readers) != 1 or not is_norm(view.called(readers[0])):
+        return None
+    return readers[0].name
+
+
+def _feed_forward(view: View, taken: set[str]) -> list[Site]:
+    """ffn_gate, ffn_up, ffn_down and ffn: the last linear that another one feeds, and those that feed it."""
+    free = [n for n in view.linears() if n.name not in taken]
+    for down in reversed(free):
+        feeding = [n for n in dataflow.upstream(view.flow, down, lambda n: view.is_linear(n) or _two_streams_sum(n))]
+        linears = [n for n in feeding if n in free]
+        if not linears or len(linears) != len(feeding):
+            continue
+        first = read_by(view, linears[0].name)
+        projections = _named(view, down, linears)
+        sublayer = _sublayer(view, down, first, "ffn")
+        return [*projections, *([sublayer] if sublayer else [])]
+    return []
+
+
+def _two_streams_sum(node: fx.Node) -> bool:
+    return node.target in ADDS and _two_streams(node)
+
+
+def _named(view: View, down: fx.Node, linears: list[fx.Node]) -> list[Projection]:
+    """up and down; or gate, up and down, where the product of two branches feeds down."""
+    last = replace(projection(view, down, [down]), name="ffn_down")
+    products = [n for n in dataflow.upstream(view.flow, down, _is_product(view, linears)) if n not in linears]
+    if not products:
+        return [replace(projection(view, linears[0], [linears[0]]), name="ffn_up"), last]
+    branches = [a for a in products[0].args if isinstance(a, fx.Node)]
+    parts = [(_branch(view, b, linears), b) for b in branches]
+    active = [b for _, b in parts if _is_active(view, b, linears)]
+    gate, up = (parts if active and active[0] is branches[0] else reversed(parts)) if active else parts
+    return [replace(gate[0], name="ffn_gate"), replace(up[0], name="ffn_up"), last]
+
+
+def _is_product(view: View, linears: list[fx.Node]) -> Any:
+    def check(node: fx.Node) -> bool:
+        if node in linears:
+            return True
+        operands = [a for a in node.args if isinstance(a, fx.Node)]
+        made = [b for b in operands if b in linears or dataflow.upstream(view.flow, b, lambda n: n in linears)]
+        return node.target in MULTIPLIES and len(made) == 2
+
+    return check
+
+
+def _branch(view: View, end: fx.Node, linears: list[fx.Node]) -> Projection:
+    start = end if end in linears else dataflow.upstream(view.flow, end, lambda n: n in linears)[0]
+    return projection(view, start, dataflow.path(view.flow, start, end))
+
+
+def _is_active(view: View, end: fx.Node, linears: list[fx.Node]) -> bool:
+    """Whether a branch of a gated feed-forward passes an activation on its way from the linear."""
+    start = end if end in linears else dataflow.upstream(view.flow, end, lambda n: n in linears)[0]
+    return any(not dataflow.is_move(n) for n in dataflow.path(view.flow, start, end)[1:])

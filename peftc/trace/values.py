@@ -1,0 +1,139 @@
+"""What flows through a trace: proxies that know their value at two example points."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NoReturn, Protocol
+
+import torch
+from torch import fx, nn
+from torch.fx.node import map_aggregate
+
+from peftc.graph.branches import SelfReference, assume, enter, leave
+
+EXTRA = "**"  # the key under which the unit's own **kwargs travel through a call
+Point = Any
+
+
+class TraceFailure(Exception):
+    """A forward that cannot be traced, and why."""
+
+
+@dataclass(frozen=True)
+class Argument:
+    """A parameter of the traced forward: its name, its default's source text, and its value at both points.
+
+    `points` is None where the parameter is the constant None (an argument that this scenario leaves out).
+    """
+
+    name: str
+    default: str | None
+    points: tuple[Point, Point] | None
+    kind: str = "plain"
+
+
+class Value(fx.Proxy):
+    """A proxy that answers isinstance, len, iteration, unpacking and bool from its values at the two points."""
+
+    tracer: Deciding  # type: ignore[assignment]
+
+    @property
+    def points(self) -> tuple[Point, Point]:
+        return self.node.meta["value"]  # type: ignore[no-any-return]
+
+    @property
+    def __class__(self) -> type:  # type: ignore[override]
+        return type(object.__getattribute__(self, "node").meta["value"][0])
+
+    def __len__(self) -> int:
+        return self.tracer.agreed(self, [len(p) for p in self.points])
+
+    def __iter__(self) -> Iterator[Any]:
+        count = self.tracer.agreed(self, [len(p) for p in self.points])
+        return iter([self[i] for i in range(count)])
+
+    def __bool__(self) -> bool:
+        return self.tracer.decide(self)
+
+    def __index__(self) -> int:
+        return self.tracer.agreed(self, list(self.points))
+
+    def __int__(self) -> int:
+        return self.tracer.agreed(self, list(self.points))
+
+    def __float__(self) -> float:
+        return float(self.tracer.agreed(self, list(self.points)))
+
+    def __getattr__(self, name: str) -> Any:
+        return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.tracer.call_value(self, args, kwargs)
+
+    def __hash__(self) -> int:
+        return id(self.node)
+
+
+class Deciding(Protocol):
+    """What a value asks of its tracer."""
+
+    def create_proxy(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...
+
+    def call_value(self, value: Value, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...
+
+    def decide(self, value: Value) -> bool: ...
+
+    def agreed(self, value: Value, answers: list[Any]) -> Any: ...
+
+
+def fail(reason: str) -> NoReturn:
+    raise TraceFailure(reason)
+
+
+def evaluate(unit: nn.Module, kind: str, target: Any, args: Any, kwargs: Any, point: int) -> Point:
+    """What a node computes at one of the two points."""
+
+    def concrete(a: Any) -> Any:
+        if isinstance(a, fx.Node):
+            value = a.meta["value"][point]
+            return value if is_plain(value) else copy.deepcopy(value)
+        return unit.get_submodule(a.path) if isinstance(a, SelfReference) else _number(a)
+
+    values = tuple(map_aggregate(x, concrete) for x in args)
+    named: dict[str, Any] = {k: map_aggregate(v, concrete) for k, v in kwargs.items()}
+    named.update(named.pop(EXTRA, {}))
+    with torch.no_grad():
+        return _apply(unit, kind, target, values, named)
+
+
+def _apply(unit: nn.Module, kind: str, target: Any, values: tuple[Any, ...], named: dict[str, Any]) -> Point:
+    if kind == "call_module":
+        return unit.get_submodule(target)(*values, **named)
+    if kind == "get_attr":
+        owner, _, name = target.rpartition(".")
+        return getattr(unit.get_submodule(owner), name)
+    if kind == "call_method":
+        method = values[0] if target == "__call__" else getattr(values[0], target)
+        return method(*values[1:], **named)
+    return None if target in (assume, enter, leave) else target(*values, **named)
+
+
+def _number(value: Any) -> Any:
+    """A lifted scalar as the number it is."""
+    for kind in (int, float, str):
+        if isinstance(value, kind) and type(value) not in (kind, bool):
+            return kind(value)
+    return value
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value can be used again as it is: tensors and numbers, not a cache that a call would change."""
+    if isinstance(value, (tuple, list)):
+        return all(is_plain(v) for v in value)
+    return isinstance(value, (torch.Tensor, int, float, str, bool, type(None), torch.dtype, torch.device))

@@ -1,0 +1,105 @@
+"""One traced module as the roles see it: its graph, its data flow, its linear maps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+
+from peftc.graph import dataflow
+from peftc.graph.sites import Projection
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """One traced module: its graph, the data flow of it, and the modules that its calls name."""
+
+    module: nn.Module
+    graph: fx.Graph
+    flow: dataflow.Flow
+
+    @classmethod
+    def of(cls, module: nn.Module, graph: fx.Graph) -> View:
+        return cls(module, graph, dataflow.flow(graph))
+
+    def linears(self) -> list[fx.Node]:
+        return [n for n in self.graph.nodes if self.is_linear(n)]
+
+    def called(self, node: fx.Node) -> nn.Module | None:
+        return self.module.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+    def is_linear(self, node: fx.Node) -> bool:
+        module = self.called(node)
+        return module is not None and linear_shape(module, node) is not None
+
+
+def linear_shape(module: nn.Module, node: fx.Node) -> tuple[int, int] | None:
+    """(inputs, outputs) of a childless module with one matrix that maps the last axis of a float tensor; else None."""
+    weight = getattr(module, "weight", None)
+    if (
+        any(True for _ in module.children())
+        or not isinstance(weight, torch.Tensor)
+        or weight.dim() != 2
+        or not node.args
+    ):
+        return None
+    source = node.args[0].meta["value"][0] if isinstance(node.args[0], fx.Node) else None
+    result = node.meta["value"][0]
+    if not isinstance(source, torch.Tensor) or not isinstance(result, torch.Tensor) or not source.is_floating_point():
+        return None
+    sizes = (source.shape[-1], result.shape[-1])
+    return sizes if tuple(sorted(weight.shape)) == tuple(sorted(sizes)) else None
+
+
+def is_norm(module: nn.Module | None) -> bool:
+    """A childless module whose parameters are vectors and whose class says that it normalises."""
+    if module is None or any(True for _ in module.children()):
+        return False
+    return "norm" in type(module).__name__.lower() and all(p.dim() <= 1 for p in module.parameters())
+
+
+def projection(view: View, node: fx.Node, way: list[fx.Node]) -> Projection:
+    """A linear, or the part of it whose features arrive at the end of a way."""
+    module = view.called(node)
+    assert module is not None
+    sizes = linear_shape(module, node)
+    assert sizes is not None
+    output, rows = dataflow.features(way, sizes[1]) if len(way) > 1 else (node, tuple(range(sizes[1])))
+    whole = len(rows) == sizes[1]
+    return Projection(
+        name="", module=str(node.target), node=node.name, output=node.name if whole else output.name, inputs=sizes[0],
+        outputs=len(rows), rows=None if whole else rows, bias=getattr(module, "bias", None) is not None,
+        transposed=not isinstance(module, nn.Linear) and tuple(module.weight.shape) == sizes,
+    )  # fmt: skip
+
+
+def output_projection(view: View, node: fx.Node) -> Iterator[Projection]:
+    linears = dataflow.downstream(view.flow, node, view.is_linear)
+    if len(linears) == 1:
+        yield projection(view, linears[0], [linears[0]])
+
+
+def read_by(view: View, name: str) -> fx.Node:
+    node = find(view.graph, name)
+    assert isinstance(node.args[0], fx.Node)
+    return node.args[0]
+
+
+def find(graph: fx.Graph, name: str) -> fx.Node:
+    return next(n for n in graph.nodes if n.name == name)
+
+
+def width_of(node: fx.Node) -> int:
+    return int(node.meta["value"][0].shape[-1])
+
+
+def parameter_behind(view: View, node: fx.Node | None) -> str | None:
+    """The parameter that a mask comes from, where it is handed down unchanged."""
+    if node is None:
+        return None
+    if node.op == "placeholder":
+        return str(node.target)
+    before = dataflow.upstream(view.flow, node, lambda n: n.op == "placeholder")
+    return str(before[0].target) if len(before) == 1 else None

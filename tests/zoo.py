@@ -45,7 +45,7 @@ class Tiny:
             model = auto(self.task if task == "usual" else task).from_config(config, attn_implementation=attention)
             with torch.no_grad():
                 for parameter in model.parameters():
-                    parameter.add_(0.1 * torch.randn_like(parameter))
+                    parameter.add_(0.2 * torch.randn_like(parameter))
         return model.eval()
 
 
@@ -54,7 +54,7 @@ ZOO = (
     Tiny("roberta", {**_ENCODER, "pad_token_id": 1}, "masked-lm"),
     Tiny("distilbert", {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48}, "token-classification"),
     Tiny("electra", {**_ENCODER, "embedding_size": 16}, None),
-    Tiny("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}, "causal-lm", causal=True),
+    Tiny("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "bos_token_id": 1, "eos_token_id": 2}, "causal-lm", causal=True),
     Tiny("llama", _DECODER, "causal-lm", causal=True),
     Tiny("qwen2", {**_DECODER, "num_key_value_heads": 1}, "causal-lm", causal=True),
     Tiny("qwen3", {**_DECODER, "head_dim": 12}, "causal-lm", causal=True),

@@ -15,11 +15,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from peftc.emit.card import card
-from peftc.emit.module import Heading, Source, aliases, module_source
+from peftc.emit.module import NOTHING, Heading, Source, aliases, module_source
 from peftc.emit.provenance import LOCK, base_config, config_text, lock_text
 from peftc.emit.statements import forward
 from peftc.errors import PeftcError, Problem
-from peftc.report.render import as_json, budget_markdown, budget_record
+from peftc.identity import rank
+from peftc.report.render import SPEC, as_json, budget_markdown, budget_record, spec_record
 from peftc.rewrite.program import Program
 from peftc.trace.autoclasses import auto_classes
 
@@ -79,7 +80,7 @@ def emit(program: Program, budget: Budget, proof: Proof) -> Artifact:
     """Every file of the artifact."""
     plan, model = program.plan, program.plan.trace.model
     name = plan.spec.name
-    methods = tuple(dict.fromkeys(m.method for m in plan.spec.methods))
+    methods = tuple(dict.fromkeys(m.method for m in sorted(plan.spec.methods, key=rank)))
     heading = Heading(methods, budget.total.trained, budget.total.stored)
     autos = _auto_classes(program)
     source = printed(program, heading, autos, base_config(model)[1])
@@ -87,9 +88,10 @@ def emit(program: Program, budget: Budget, proof: Proof) -> Artifact:
     files = {
         f"{module}.py": source.text,
         "config.json": config_text(model, autos, module),
+        SPEC: as_json(spec_record(plan.spec)),
         "budget.json": as_json(budget_record(budget)),
         "budget.md": budget_markdown(name, budget),
-        "README.md": card(plan, module, autos, heading, budget_markdown(name, budget)),
+        "README.md": card(plan, module, autos, heading, proof.lines, budget_markdown(name, budget)),
     }
     files = {key: text.rstrip("\n") + "\n" for key, text in files.items()}
     return Artifact(name, {**files, LOCK: lock_text(plan, files, source, asdict(proof))}, budget)
@@ -97,7 +99,7 @@ def emit(program: Program, budget: Budget, proof: Proof) -> Artifact:
 
 def printed(
     program: Program,
-    heading: Heading = Heading((), 0, 0),
+    heading: Heading = NOTHING,
     autos: tuple[str, ...] = (),
     config: Mapping[str, object] = MappingProxyType({}),
 ) -> Source:

@@ -31,7 +31,7 @@ class Statement:
 class Branch:
     """An `if`: its condition, both bodies, and the nodes that choose between their values."""
 
-    condition: str
+    condition: str | fx.Node
     if_true: list[Item] = field(default_factory=list)
     if_false: list[Item] = field(default_factory=list)
     phis: list[fx.Node] = field(default_factory=list)
@@ -65,10 +65,10 @@ def is_phi(node: fx.Node) -> bool:
     """A choice between values of which at least one is made under the condition."""
     if node.target is not choose:
         return False
-    return any(isinstance(a, fx.Node) and _under(a, str(node.args[0])) for a in node.args[1:])
+    return any(isinstance(a, fx.Node) and _under(a, node.args[0]) for a in node.args[1:])
 
 
-def _under(node: fx.Node, condition: str) -> bool:
+def _under(node: fx.Node, condition: object) -> bool:
     return any(g.condition == condition for g in node.meta.get("guard", ()))
 
 
@@ -170,11 +170,11 @@ def _rows(
 def _nest(rows: Sequence[tuple[tuple[Guard, ...], Statement | fx.Node]], depth: int) -> list[Item]:
     """Runs under one condition become a branch; the phis behind them join it."""
     items: list[Item] = []
-    groups: list[tuple[str | None, list[tuple[tuple[Guard, ...], Statement | fx.Node]]]] = []
+    groups: list[tuple[Any, list[tuple[tuple[Guard, ...], Statement | fx.Node]]]] = []
     for guard, row in rows:
         condition = guard[depth].condition if len(guard) > depth else None
         if isinstance(row, fx.Node) and condition is None:
-            condition = str(row.args[0])
+            condition = row.args[0]
         if groups and groups[-1][0] == condition:
             groups[-1][1].append((guard, row))
         else:
@@ -187,7 +187,7 @@ def _nest(rows: Sequence[tuple[tuple[Guard, ...], Statement | fx.Node]], depth: 
     return items
 
 
-def _branch(condition: str, members: Sequence[tuple[tuple[Guard, ...], Statement | fx.Node]], depth: int) -> Branch:
+def _branch(condition: str | fx.Node, members: Sequence[tuple[tuple[Guard, ...], Statement | fx.Node]], depth: int) -> Branch:
     phis = [row for guard, row in members if isinstance(row, fx.Node) and len(guard) <= depth]
     inside = [(guard, row) for guard, row in members if len(guard) > depth]
     true = _nest([(g, r) for g, r in inside if g[depth].branch], depth + 1)

@@ -95,7 +95,8 @@ class Printer:
         if target is getattr:
             return f"{self.value(args[0], ATOM)}.{args[1]}", ATOM
         if target is choose:
-            return f"{self.value(args[1], 1)} if {args[0]} else {self.value(args[2], 1)}", 0
+            condition = args[0] if isinstance(args[0], str) else self.value(args[0], 1)
+            return f"{self.value(args[1], 1)} if {condition} else {self.value(args[2], 1)}", 0
         if target is base_forward:
             return f"super().forward{self.call(args, node.kwargs)}", ATOM
         if target is lookup:

@@ -15,9 +15,9 @@ from torch import nn
 
 from peftc.emit.imports import arranged, of_module
 from peftc.emit.literal import literal
-from peftc.emit.patterns import compress
 from peftc.emit.sources import Pasted, digest, paste, stood_on
 from peftc.emit.units import Class, call_text, class_text, classes, docstring, placed
+from peftc.report.patterns import compress
 from peftc.rewrite.program import Program
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ class Heading:
     methods: tuple[str, ...]
     trained: int
     stored: int
+
+
+NOTHING = Heading((), 0, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,10 +64,11 @@ def module_source(
         _facts(program, basis, names),
         _own("guard"),
         "check_sources(SOURCES)",
-        *(piece.text for piece in pasted.pieces),
+        *(_plain(piece.text) for piece in pasted.pieces),
         *(class_text(u, _name(u.body.unit.base, names), forwards[u.body.name].lines, shared) for u in units),
         _places(program, units, auto_classes, config),
         _own("machinery"),
+        _own("compiled"),
         _model_class(program, names[model.__module__]),
     ]
     return Source(_joined(blocks), {f"{m}:{n}": d for m, found in basis.items() for n, d in found.items()})
@@ -107,8 +111,9 @@ def _imports(pasted: Pasted, forwards: Iterable[Forward], names: Mapping[str, st
         yield from forward.globals.values()
     for name, alias in names.items():
         yield of_module(sys.modules[name], alias)
-    for own in ("guard", "machinery"):
-        yield from (ast.unparse(s) for s in _parsed(own).body if isinstance(s, ast.Import | ast.ImportFrom))
+    for own in ("guard", "machinery", "compiled"):
+        found = [s for s in _parsed(own).body if isinstance(s, ast.Import | ast.ImportFrom)]
+        yield from (line for line in map(ast.unparse, found) if not line.startswith("from peftc"))
 
 
 def _parsed(own: str) -> ast.Module:
@@ -116,16 +121,20 @@ def _parsed(own: str) -> ast.Module:
 
 
 def _own(own: str) -> str:
-    """The part of guard.py or machinery.py that is pasted: from its first class or function on."""
+    """The part of one of this folder's files that is pasted: from its first class or function on."""
     text = (HERE / f"{own}.py").read_text("utf-8")
     first = next(s.lineno for s in ast.parse(text).body if isinstance(s, ast.ClassDef | ast.FunctionDef))
-    body = "\n".join(text.splitlines()[first - 1 :])
-    return re.sub(r"  # type: [^\n]*", "", body)
+    return _plain("\n".join(text.splitlines()[first - 1 :]))
+
+
+def _plain(text: str) -> str:
+    """Source text without the remarks to a type checker."""
+    return re.sub(r"  # type: [^\n]*", "", text)
 
 
 def _docstring(program: Program, heading: Heading, model: str) -> str:
     spec = program.plan.spec
-    methods = ", ".join(heading.methods) or "no method"
+    methods = listed(heading.methods) or "no method"
     rows = [
         f"{spec.name}: {model} with {methods}.",
         "",
@@ -133,6 +142,11 @@ def _docstring(program: Program, heading: Heading, model: str) -> str:
         f"Trains {heading.trained:,} parameters, stores {heading.stored:,}.  See budget.md.",
     ]
     return "\n".join(['"""' + rows[0], *rows[1:], '"""'])
+
+
+def listed(names: tuple[str, ...]) -> str:
+    """a, b and c."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
 def _facts(program: Program, basis: Mapping[str, Mapping[str, str]], names: Mapping[str, str]) -> str:
@@ -156,7 +170,7 @@ def _places(
     trained = literal(compress(program.trained), used=len("TRAINED = "))
     return "\n".join(
         [
-            "# Which class goes where, and which parameters train; {0-2,5} stands for 0, 1, 2 and 5.",
+            "# Which class goes where, and which parameters train; {0-2, 5} stands for 0, 1, 2 and 5.",
             f"UNITS = {raw}",
             f"TRAINED = {trained}",
             "",

@@ -171,8 +171,11 @@ def _uses(graph: fx.Graph, body: Body) -> dict[fx.Node, list[tuple[int, fx.Node]
             else:
                 _arguments(item.node, item.index, item.node)
             continue
-        for name in set(re.findall(r"\w+", item.condition)) & set(placeholders):
-            uses[placeholders[name]].append((item.index, placeholders[name]))
+        if isinstance(item.condition, fx.Node):
+            read(item.condition, item.index, item.condition)
+        else:
+            for name in set(re.findall(r"\w+", item.condition)) & set(placeholders):
+                uses[placeholders[name]].append((item.index, placeholders[name]))
         last = max([item.index, *(i.index for i in flat([*item.if_true, *item.if_false]))])
         for phi in item.phis:
             for value in phi.args[1:]:

@@ -12,10 +12,12 @@ from torch import nn
 import peftc
 from peftc.emit.module import Source
 from peftc.plan import Plan
+from peftc.report.render import as_json
 
 Json = dict[str, object]
 
 LOCK = "peftc.lock.json"
+LABELS = ("id2label", "label2id")
 SILENT = ("_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version")
 
 
@@ -26,7 +28,16 @@ def base_config(model: nn.Module) -> tuple[Json, Json]:
         return {}, {}
     whole = _plain(json.loads(config.to_json_string(use_diff=False)))
     default = json.loads(type(config)().to_json_string(use_diff=False))
-    return whole, {key: value for key, value in whole.items() if default.get(key) != value or key not in default}
+    own = {key: value for key, value in whole.items() if default.get(key) != value or key not in default}
+    return whole, _counted(own)
+
+
+def _counted(config: Json) -> Json:
+    """A config whose labels are numbers by another name has their number instead."""
+    labels = config.get("id2label")
+    if not isinstance(labels, dict) or labels != {str(i): f"LABEL_{i}" for i in range(len(labels))}:
+        return config
+    return {key: value for key, value in config.items() if key not in LABELS} | {"num_labels": len(labels)}
 
 
 def _plain(config: Mapping[str, object]) -> Json:
@@ -66,7 +77,3 @@ def lock_text(plan: Plan, files: Mapping[str, str], source: Source, proved: obje
 
 def sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def as_json(value: object) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"

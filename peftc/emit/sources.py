@@ -102,6 +102,7 @@ def _visit(name: str, pieces: Mapping[str, Piece], ordered: dict[str, Piece]) ->
     ordered[name] = pieces[name]
 
 
+@cache
 def digest(thing: type | FunctionType) -> str:
     """sha256 of a source text."""
     return hashlib.sha256(inspect.getsource(thing).encode()).hexdigest()

@@ -98,7 +98,7 @@ class _Lines:
     def _branch(self, branch: Branch) -> list[str]:
         true = self.items(branch.if_true) + self._assigned(branch, 1)
         false = self.items(branch.if_false) + self._assigned(branch, 2)
-        condition = branch.condition
+        condition = branch.condition if isinstance(branch.condition, str) else self.printer.value(branch.condition)
         if not true:
             true, false, condition = false, [], negated(condition)
         lines = [f"if {condition}:", *indented(true)]

@@ -10,9 +10,9 @@ from textwrap import wrap
 
 from peftc import modules
 from peftc.emit.literal import WIDTH, literal
-from peftc.emit.patterns import compress, number, ranges, template
 from peftc.errors import Defect
 from peftc.methods.base import ModuleCall
+from peftc.report.patterns import compress, number, ranges, template
 from peftc.rewrite.program import Addition, Body
 
 
@@ -59,7 +59,7 @@ def _where(paths: tuple[str, ...]) -> str:
     layers = sorted({n for n in map(number, paths) if n is not None})
     if not layers:
         return ", ".join(paths)
-    return f"{'Layer' if len(layers) == 1 else 'Layers'} {ranges(layers).replace(',', ', ')}"
+    return f"{'Layer' if len(layers) == 1 else 'Layers'} {ranges(layers)}"
 
 
 def docstring(text: str, indent: int = 4) -> list[str]:

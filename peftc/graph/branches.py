@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from torch import fx
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,15 @@ class LiftedStr(str):
 
 @dataclass(frozen=True)
 class Guard:
-    """A node's `if`: the condition as Python source, and the branch the node stands in."""
+    """A node's `if`: the condition, as Python source or as the node that computes it, and the branch it stands in."""
 
-    condition: str
+    condition: str | fx.Node
     branch: bool
+
+
+def moved(guards: tuple[Guard, ...], table: Mapping[fx.Node, fx.Node]) -> tuple[Guard, ...]:
+    """The same guards in a copied graph, whose nodes the table gives."""
+    return tuple(Guard(table[g.condition] if isinstance(g.condition, fx.Node) else g.condition, g.branch) for g in guards)
 
 
 def lookup(implementation: str, default: Callable[..., Any], example: Callable[..., Any]) -> Callable[..., Any]:
@@ -50,7 +57,7 @@ def base_forward(*args: Any, **kwargs: Any) -> Any:
     raise AssertionError("base_forward() is printed, not run")
 
 
-def choose(condition: str, if_true: Any, if_false: Any) -> Any:
+def choose(condition: Any, if_true: Any, if_false: Any) -> Any:
     """A value that differs by branch.  Only printed, never run."""
     raise AssertionError(f"choose({condition}) is printed, not run")
 

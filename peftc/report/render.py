@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from peftc.report.ranges import ranges
+from peftc.report.patterns import ranges
 
 if TYPE_CHECKING:
     from peftc.plan import Plan
@@ -107,7 +107,7 @@ def plan_record(plan: Plan, budget: Budget) -> Json:
 
 def as_json(record: object) -> str:
     """JSON as every command and artifact has it."""
-    return json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(record, indent=2, ensure_ascii=False) + "\n"
 
 
 def spec_record(spec: Spec) -> Json:
@@ -118,7 +118,7 @@ def spec_record(spec: Spec) -> Json:
         "base": spec.base.model_dump(mode="json", exclude_none=True),
         "seed": spec.seed,
         "dtype": spec.dtype,
-        "methods": [entry.model_dump(mode="json", exclude_unset=True) for entry in spec.methods],
+        "methods": [{"method": m.method, **m.model_dump(mode="json", exclude_unset=True)} for m in spec.methods],
         "train": list(spec.train),
         "budget": {key: str(limit) for key, limit in limits.items() if limit},
     }

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterator
 
 from peftc.graph.sites import Unit
 from peftc.plan import PlacedGate, Placement, Plan
 from peftc.report.budget import Budget
-from peftc.report.ranges import pattern
+from peftc.report.patterns import compress
 from peftc.report.render import groups
-
-_BARE = re.compile(r"[A-Za-z][\w.-]*(?<!null)(?<!true)(?<!false)")
+from peftc.spec.written import expanded
 
 
 def plan_text(plan: Plan, budget: Budget) -> str:
     """The expanded spec, every placement unit by unit, what the base itself trains, what is inert, the totals."""
-    blocks = (_expanded(plan), *_units(plan), _shared(plan), _selections(plan), _notes(plan), _totals(budget))
-    return "\n\n".join(block for block in blocks if block) + "\n"
+    blocks = (expanded(plan.spec), *_units(plan), _shared(plan), _selections(plan), _notes(plan), _totals(budget))
+    return "\n\n".join(block.rstrip() for block in blocks if block) + "\n"
 
 
 def budget_text(budget: Budget) -> str:
@@ -29,20 +26,6 @@ def budget_text(budget: Budget) -> str:
     ]
     table = _table([("method", "part", "site", "where", "trained", "stored"), *rows])
     return "\n".join((*table, "", _totals(budget), ""))
-
-
-def _expanded(plan: Plan) -> str:
-    entries = (entry.model_dump(mode="json", exclude_unset=True) for entry in plan.spec.methods)
-    return "\n".join((plan.spec.name, "methods:", *(f"  - {_flow(entry)}" for entry in entries)))
-
-
-def _flow(value: object) -> str:
-    """A value as YAML has it in braces: a name bare, any other scalar as JSON."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_flow(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_flow, value)) + "]"
-    return value if isinstance(value, str) and _BARE.fullmatch(value) else json.dumps(value, ensure_ascii=False)
 
 
 def _units(plan: Plan) -> Iterator[str]:
@@ -57,7 +40,8 @@ def _units(plan: Plan) -> Iterator[str]:
         blocks.setdefault((unit, tuple(lines)), []).append(path)
     order = {unit: index for index, (unit, _) in reversed(list(enumerate(blocks)))}
     for (unit, block), paths in sorted(blocks.items(), key=lambda item: order[item[0][0]]):
-        yield "\n".join((f"{unit.name}: {pattern(paths)}", *block))
+        where = paths[0] if len(paths) == 1 else ", ".join(compress(paths))
+        yield "\n".join((f"{unit.name}: {where}", *block))
 
 
 def _placement(placement: Placement, gate: PlacedGate | None) -> str:

@@ -7,6 +7,7 @@ from typing import ClassVar, Protocol
 from torch import fx
 
 from peftc.errors import Defect
+from peftc.graph.branches import moved
 from peftc.graph.sites import Trace, Unit
 from peftc.graph.verify import verify
 from peftc.plan import Plan
@@ -51,6 +52,7 @@ def copied(graph: fx.Graph) -> fx.Graph:
     table: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         table[node] = new.node_copy(node, lambda n: table[n])
+        table[node].meta["guard"] = moved(node.meta.get("guard", ()), table)
         if table[node].name != node.name:
             raise Defect(f"{node.name} became {table[node].name} in a copy")
     return new

@@ -142,7 +142,8 @@ def _sink(graph: fx.Graph, additions: set[str]) -> None:
         first = min(node.users, key=lambda n: order[n])
         if first.meta.get("guard", ()) != node.meta.get("guard", ()):
             continue
-        _line(first, node).prepend(node)
+        line = _line(first, node)
+        (line if order[line] <= order[first] else first).prepend(node)
 
 
 def _line(reader: fx.Node, stop: fx.Node) -> fx.Node:

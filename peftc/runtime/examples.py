@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from peftc.trace.calls import Point, Recorded, Recording, Scenario, record
+from peftc.trace.calls import Recorded, Recording, record
+from peftc.trace.inputs import SCENARIOS, Point, Scenario
 from peftc.trace.repeats import Twins, twins
-from peftc.trace.units import SCENARIOS
 
-UNSEEN = (Point(batch=1, length=5, past=3), Point(batch=4, length=9, past=8))
+UNSEEN = (Point(batch=1, length=5, past=3, source=8), Point(batch=4, length=9, past=8, source=6))
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,8 +29,8 @@ class Recordings:
         run = self.twins.get(module, module)
         for (scenario, point), recording in self.found.items():
             if run in recording.calls:
-                masked, cached = ("padded" if scenario.mask else "unpadded"), (", cached" if scenario.past else "")
-                yield f"{point.batch} x {point.length} {masked}{cached}", recording.calls[run]
+                masked, cached = ("padded" if scenario.mask else "unpadded"), f"cache: {scenario.cache}"
+                yield f"{point.batch} x {point.length}, {masked}, {cached}", recording.calls[run]
 
 
 def recordings(model: nn.Module) -> Recordings:

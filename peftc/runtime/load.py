@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ import torch
 
 from peftc.emit.provenance import LOCK
 from peftc.errors import PeftcError, Problem, raise_all
+from peftc.runtime.lock import changed, locked
 from peftc.runtime.namespace import module_of
 
 if TYPE_CHECKING:
@@ -31,13 +31,8 @@ def load(
     PeftcError where the folder is not what its lock says, or where the plain base would be loaded.
     """
     place = Path(folder)
-    locked = (place / LOCK).is_file()
-    if locked:
-        raise_all(_changed(place))
-    elif base is not None:
-        raise PeftcError(
-            Problem(f"{place} has no {LOCK}: it is no artifact", hint="compile the spec, and load that folder")
-        )
+    if base is not None or (place / LOCK).is_file():
+        raise_all(changed(place, locked(place)))
     return _built(_model_class(place), place, base, {"revision": revision, "dtype": dtype, "device_map": device_map})
 
 
@@ -70,18 +65,6 @@ def _model_class(place: Path) -> Any:
         return getattr(module_of(module, files[0].read_text("utf-8")), name)
     except ImportError as error:
         raise PeftcError(Problem(f"{files[0]}: {error}")) from error
-
-
-def _changed(place: Path) -> Iterator[Problem]:
-    """Files that are not those of the lock."""
-    for name, digest in sorted(_json(place / LOCK).get("files", {}).items()):
-        path = place / name
-        if not path.is_file():
-            yield Problem(f"{path} is missing", hint="compile the spec again")
-        elif hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            yield Problem(
-                f"{path} is not the file that {LOCK} describes", hint="edit the spec and compile it again, not the file"
-            )
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from peftc.errors import Place, Problem
 from peftc.spec.document import Node, Step, shown
 
 _SHOWN = 100
+_NO_NAME = "string_pattern_mismatch"
 _EXPECTED = {
     "int_type": "an integer",
     "int_from_float": "an integer",
@@ -48,7 +50,7 @@ def complaints(error: ValidationError, root: Node, schema: dict[str, Any]) -> li
 def closest(name: str, known: Iterable[str], what: str) -> str:
     """A hint: the name that was probably meant, or all of them."""
     names = list(known)
-    likely = difflib.get_close_matches(name[:80], names, n=1)
+    likely = difflib.get_close_matches(name[:80].lower(), names, n=1)
     return f"did you mean {likely[0]!r}?" if likely else f"{what} {', '.join(names)}"
 
 
@@ -84,7 +86,13 @@ def _complaint(path: tuple[Step, ...], details: list[ErrorDetails], root: Node, 
     if expected:
         quotes = "in quotes it is text" if expected == ["text"] and isinstance(node.value, int | float) else None
         return Problem(f"expected {' or '.join(expected)}, got {shown(node.plain())}", node.place, quotes)
-    return Problem(_sentence(first, node), node.place)
+    return Problem(_sentence(first, node), node.place, _spelled(node) if first["type"] == _NO_NAME else None)
+
+
+def _spelled(node: Node) -> str | None:
+    """A hint for a name that only its underscores and spaces keep from being one."""
+    name = str(node.plain()).replace("_", "-").replace(" ", "-")
+    return f"as in {name!r}" if name != node.value and re.fullmatch("[A-Za-z][A-Za-z0-9-]{0,63}", name) else None
 
 
 def _unknown_key(path: tuple[Step, ...], detail: ErrorDetails, root: Node, schema: dict[str, Any]) -> Problem:
@@ -115,7 +123,7 @@ def _sentence(detail: ErrorDetails, node: Node) -> str:
         return f"expected {word} {context[name]}, got {shown(node.plain())}"
     if kind == "value_error":
         return str(context["error"])
-    if kind == "string_pattern_mismatch":
+    if kind == _NO_NAME:
         return f"{shown(node.plain())} is no name: letters, digits and hyphens, a letter first, at most 64"
     if kind in {"too_short", "string_too_short"}:
         return "something is missing here"

@@ -13,28 +13,9 @@ import torch
 from torch import nn
 from transformers.modeling_utils import AttentionInterface
 
-from peftc.trace.probes import SDPA, masks_without_values, patched
+from peftc.trace.inputs import Point, Scenario, inputs
+from peftc.trace.probes import SDPA, patched, shapes_only
 from peftc.trace.repeats import Twins
-
-
-@dataclass(frozen=True)
-class Point:
-    """Example sizes: every dimension differs from the other point's."""
-
-    batch: int
-    length: int
-    past: int
-
-
-POINTS = (Point(batch=2, length=7, past=6), Point(batch=3, length=11, past=5))
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """How the outer model is called: with a padding mask or without, continuing from a cache or not."""
-
-    mask: bool
-    past: bool
 
 
 @dataclass(frozen=True)
@@ -58,50 +39,13 @@ def record(model: nn.Module, scenario: Scenario, point: Point, twins: Twins) -> 
 
     A module whose twin has run in this call is not run again: it returns what its twin returned.
     """
-    inputs = _inputs(model, scenario, point, twins)
-    if inputs is None:
+    given = inputs(model, scenario, point, lambda: _recording(Recording(), twins))
+    if given is None:
         return None
     recording = Recording()
-    with torch.no_grad(), masks_without_values(), _recording(recording, twins):
-        model(**inputs)
+    with torch.no_grad(), _recording(recording, twins):
+        model(**given)
     return recording
-
-
-def _inputs(model: nn.Module, scenario: Scenario, point: Point, twins: Twins) -> dict[str, Any] | None:
-    total = point.length + (point.past if scenario.past else 0)
-    inputs: dict[str, Any] = {"input_ids": torch.zeros(point.batch, point.length, dtype=torch.long, device="meta")}
-    if scenario.mask:
-        inputs["attention_mask"] = torch.ones(point.batch, total, dtype=torch.long, device="meta")
-    if scenario.past:
-        cache = _cache(model, point, twins)
-        if cache is None:
-            return None
-        inputs["past_key_values"] = cache
-    elif "use_cache" in inspect.signature(type(model).forward).parameters:
-        inputs["use_cache"] = False
-    return inputs
-
-
-def _cache(model: nn.Module, point: Point, twins: Twins) -> Any:
-    """A cache that holds `past` tokens, or None where the model keeps none."""
-    if "past_key_values" not in inspect.signature(type(model).forward).parameters:
-        return None
-    ids = torch.zeros(point.batch, point.past, dtype=torch.long, device="meta")
-    with torch.no_grad(), masks_without_values(), _recording(Recording(), twins):
-        cache = getattr(model(input_ids=ids, use_cache=True), "past_key_values", None)
-    for part in (cache, getattr(cache, "self_attention_cache", None), getattr(cache, "cross_attention_cache", None)):
-        _fill(getattr(part, "layers", []))
-    return cache
-
-
-def _fill(layers: list[Any]) -> None:
-    """Give the layers that were not run the state of the last one of their kind that was."""
-    seen: dict[type, Any] = {}
-    for index, layer in enumerate(layers):
-        if getattr(layer, "is_initialized", False):
-            seen[type(layer)] = layer
-        elif type(layer) in seen:
-            layers[index] = copy.copy(seen[type(layer)])
 
 
 @contextmanager
@@ -135,6 +79,7 @@ def _recording(recording: Recording, twins: Twins) -> Iterator[None]:
         return find(*args, **kwargs)
 
     with ExitStack() as patches:
+        patches.enter_context(shapes_only())
         patches.enter_context(patched(nn.Module, "__call__", recorded))
         patches.enter_context(patched(nn.functional, "scaled_dot_product_attention", attends))
         patches.enter_context(patched(AttentionInterface, "get_interface", looked_up))

@@ -37,6 +37,8 @@ def layers(model: nn.Module, observed: Observed) -> tuple[Layer, ...]:
 
 def tower_names(towers: Sequence[Sequence[str]], units: Mapping[str, Unit]) -> list[str]:
     """encoder or decoder for a single tower, by its causality; the parts of the paths that differ for several."""
+    if not towers:
+        return []
     if len(towers) == 1:
         causal = any(site.causal for site in units[towers[0][0]].sites)
         return ["decoder" if causal else "encoder"]

@@ -1,61 +1,113 @@
-"""One graph from two traces of the same forward: what is common stands once, the rest under a condition."""
+"""One graph from several traces of the same forward: what is common stands once, the rest under a condition."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from difflib import SequenceMatcher
 from typing import Any
 
 from torch import fx
 
-from peftc.graph.branches import Guard, choose
+from peftc.graph.branches import Guard, assume, choose, moved
+from peftc.trace.values import fail
 
 Table = dict[fx.Node, fx.Node]
+Condition = str | fx.Node | None
 
 
-def merge(if_true: fx.Graph, if_false: fx.Graph, condition: str) -> fx.Graph:
-    """A graph that equals `if_true` where the condition holds and `if_false` elsewhere."""
+def merged(
+    traces: Callable[[tuple[bool, ...]], Sequence[fx.Graph]], conditions: tuple[str, ...], taken: tuple[bool, ...] = ()
+) -> fx.Graph:
+    """The graph over every combination of conditions: `traces` gives those of one combination."""
+    if len(taken) == len(conditions):
+        return merged_by_decisions(traces(taken))
+    true = merged(traces, conditions, (*taken, True))
+    false = merged(traces, conditions, (*taken, False))
+    return merge(true, false, conditions[len(taken)])
+
+
+def merged_by_decisions(graphs: Sequence[fx.Graph]) -> fx.Graph:
+    """The graph of traces that went apart at what they computed: each such branch becomes a condition."""
+    first, *others = graphs
+    split = next((key for other in others if (key := _first_difference(first, other)) is not None), None)
+    if split is None:
+        for other in others:
+            first = merge(first, other, None)
+        return first
+    sides = {True: [g for g in graphs if _outcome(g, split)], False: [g for g in graphs if not _outcome(g, split)]}
+    return merge(merged_by_decisions(sides[True]), merged_by_decisions(sides[False]), None)
+
+
+def _decisions(graph: fx.Graph) -> dict[Any, bool]:
+    return {n.meta["key"]: bool(n.args[1]) for n in graph.nodes if n.target is assume}
+
+
+def _outcome(graph: fx.Graph, key: Any) -> bool:
+    return _decisions(graph).get(key, False)
+
+
+def _first_difference(a: fx.Graph, b: fx.Graph) -> Any:
+    """The key of the first decision that two traces took differently."""
+    ours, theirs = _decisions(a), _decisions(b)
+    return next((key for key, outcome in ours.items() if theirs.get(key, outcome) != outcome), None)
+
+
+def merge(if_true: fx.Graph, if_false: fx.Graph, condition: str | None) -> fx.Graph:
+    """A graph that equals `if_true` where the condition holds and `if_false` elsewhere.
+
+    Without a condition it is the first decision that the two took differently.
+    """
     return _Merger(condition).run(list(if_true.nodes), list(if_false.nodes))
 
 
 class _Merger:
     """The merged graph while it grows, and where each node of the two traces went."""
 
-    def __init__(self, condition: str) -> None:
+    def __init__(self, condition: Condition) -> None:
         self.condition = condition
         self.graph = fx.Graph()
         self.true: Table = {}
         self.false: Table = {}
 
     def run(self, true: list[fx.Node], false: list[fx.Node]) -> fx.Graph:
-        matcher = SequenceMatcher(None, [n.meta["key"] for n in true], [n.meta["key"] for n in false], autojunk=False)
-        for tag, i, j, k, l in matcher.get_opcodes():
+        keys = [[n.meta["key"] for n in side] for side in (true, false)]
+        for tag, i, j, k, end in SequenceMatcher(None, *keys, autojunk=False).get_opcodes():
             if tag == "equal":
-                for a, b in zip(true[i:j], false[k:l], strict=True):
+                for a, b in zip(true[i:j], false[k:end], strict=True):
                     self._both(a, b)
                 continue
             for node in true[i:j]:
                 self._only(node, self.true, True)
-            for node in false[k:l]:
+            for node in false[k:end]:
                 self._only(node, self.false, False)
         return self.graph
 
     def _only(self, node: fx.Node, table: Table, branch: bool) -> None:
-        copy = self._copy(node, _mapped(node.args, table), _mapped(node.kwargs, table))
-        if node.op != "placeholder":
-            copy.meta["guard"] = (Guard(self.condition, branch), *node.meta.get("guard", ()))
+        copy = self._copy(node, table, _mapped(node.args, table), _mapped(node.kwargs, table))
+        if node.op != "placeholder" and node.target is not choose and not self._is_size(node):
+            if self.condition is None:
+                fail(f"{node} is computed in some calls only, and nothing says in which")
+            copy.meta["guard"] = (Guard(self.condition, branch), *copy.meta["guard"])
         table[node] = copy
 
     def _both(self, a: fx.Node, b: fx.Node) -> None:
+        if a.target is assume and a.args[1] != b.args[1]:
+            self.condition = self.true[a.args[0]] if isinstance(a.args[0], fx.Node) else self.condition
+            return
         args = self._reconcile(_mapped(a.args, self.true), _mapped(b.args, self.false))
         kwargs = self._reconcile(_mapped(a.kwargs, self.true), _mapped(b.kwargs, self.false))
-        copy = self._copy(a, args, kwargs)
+        copy = self._copy(a, self.true, args, kwargs)
         copy.meta["names"] = list(dict.fromkeys([*a.meta.get("names", ()), *b.meta.get("names", ())]))
         self.true[a] = self.false[b] = copy
 
-    def _copy(self, node: fx.Node, args: Any, kwargs: Any) -> fx.Node:
+    def _is_size(self, node: fx.Node) -> bool:
+        """A number that another trace knew as a constant: reading it is free, whatever the branch."""
+        return self.condition is None and isinstance(node.meta.get("value", (None,))[0], int)
+
+    def _copy(self, node: fx.Node, table: Table, args: Any, kwargs: Any) -> fx.Node:
         copy = self.graph.create_node(node.op, node.target, args, kwargs)
         copy.meta.update(node.meta)
+        copy.meta["guard"] = moved(node.meta.get("guard", ()), table)
         return copy
 
     def _reconcile(self, a: Any, b: Any) -> Any:
@@ -68,20 +120,31 @@ class _Merger:
             return slice(*(self._reconcile(x, y) for x, y in zip(_bounds(a), _bounds(b), strict=True)))
         if a is b or (type(a) is type(b) and a == b and not isinstance(a, fx.Node)):
             return a
-        if b is None and isinstance(a, fx.Node) and self.condition == f"{a.target} is not None":
-            return a
-        return self._choice(a, b)
+        return self._general(a, b) or self._choice(a, b)
+
+    def _general(self, a: Any, b: Any) -> fx.Node | None:
+        """The one of two values that holds in both branches: a parameter that is None, a size that was constant."""
+        for one, other in ((a, b), (b, a)):
+            if not isinstance(one, fx.Node):
+                continue
+            is_parameter = one.op == "placeholder" and self.condition == f"{one.target} is not None"
+            is_size = isinstance(one.meta.get("value", (None,))[0], int) and isinstance(other, int)
+            if (is_parameter and other is None) or (is_size and not one.meta.get("guard")):
+                return one
+        return None
 
     def _choice(self, a: Any, b: Any) -> fx.Node:
+        if self.condition is None:
+            fail(f"{a} in some calls is {b} in others, and nothing says in which")
         for node in self.graph.nodes:
             if node.target is choose and node.args == (self.condition, a, b):
                 return node
-        after = self._latest_of_region(a, b)
-        with self.graph.inserting_after(after) if after else self.graph.inserting_after(_last(self.graph)):
+        after = self._latest_of_region(a, b) or list(self.graph.nodes)[-1]
+        with self.graph.inserting_after(after):
             node = self.graph.call_function(choose, (self.condition, a, b))
         source = a if isinstance(a, fx.Node) else b
         meta = source.meta if isinstance(source, fx.Node) else {}
-        node.meta.update(key=("choose", self.condition), names=list(meta.get("names", ())), guard=(), scope=())
+        node.meta.update(key=("choose", str(self.condition)), names=list(meta.get("names", ())), guard=(), scope=())
         node.meta["value"] = meta.get("value", (a, a))
         return node
 
@@ -106,18 +169,3 @@ def _mapped(value: Any, table: Table) -> Any:
 
 def _bounds(value: slice) -> tuple[Any, Any, Any]:
     return value.start, value.stop, value.step
-
-
-def _last(graph: fx.Graph) -> fx.Node:
-    return list(graph.nodes)[-1]
-
-
-def merged(
-    traces: Callable[[tuple[bool, ...]], fx.Graph], conditions: tuple[str, ...], taken: tuple[bool, ...] = ()
-) -> fx.Graph:
-    """The graph over every combination of conditions: `traces` gives the one of each."""
-    if len(taken) == len(conditions):
-        return traces(taken)
-    true = merged(traces, conditions, (*taken, True))
-    false = merged(traces, conditions, (*taken, False))
-    return merge(true, false, conditions[len(taken)])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
@@ -28,8 +29,8 @@ def read_config(base: Base) -> PreTrainedConfig:
             return AutoConfig.from_pretrained(base.model, revision=base.revision)
         written = dict(base.config or {})
         return AutoConfig.for_model(written.pop("model_type"), **written)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PeftcError(f"the base's config cannot be read: {error}") from error
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
+        raise PeftcError(f"the base's config cannot be read: {_said(error)}") from error
 
 
 def auto_class(task: str | None) -> Any:
@@ -59,7 +60,14 @@ def from_config(config: PreTrainedConfig, task: str | None) -> PreTrainedModel:
     try:
         with torch.device("meta"):
             model: PreTrainedModel = auto_class(task).from_config(config)
-    except ValueError as error:
-        raise PeftcError(f"the base cannot be built: {error}") from error
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise PeftcError(f"the base cannot be built: {_said(error)}") from error
     model.tie_weights()
     return model.eval()
+
+
+def _said(error: Exception) -> str:
+    """What transformers says, on one line and without its lists of hundreds of names."""
+    text = " ".join(str(error).split())
+    text = f"{type(error).__name__} {text}" if isinstance(error, LookupError | AttributeError) else text
+    return text if len(text) <= 300 else f"{text[:300]}…"

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import masking_utils
-from transformers.modeling_utils import AttentionInterface
+from transformers.integrations import moe
+from transformers.modeling_utils import AttentionInterface, PreTrainedModel
 
 from peftc.graph.branches import LiftedFloat, LiftedInt, LiftedStr, lookup
 from peftc.trace.tracer import Tracer
@@ -38,9 +39,12 @@ def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 @contextmanager
-def masks_without_values() -> Iterator[None]:
-    """Mask creation that never looks at the values of a mask: on the meta device there are none."""
-    with patched(masking_utils, "is_tracing", lambda tensor=None: True):
+def shapes_only() -> Iterator[None]:
+    """Models that can run on the meta device: no look at the values of masks or ids, no kernel that has no shape rule."""
+    with ExitStack() as stack:
+        stack.enter_context(patched(masking_utils, "is_tracing", lambda tensor=None: True))
+        stack.enter_context(patched(moe, "_can_use_grouped_mm", lambda *tensors: False))
+        stack.enter_context(patched(PreTrainedModel, "warn_if_padding_and_no_attention_mask", lambda *given: None))
         yield
 
 
@@ -57,6 +61,7 @@ def attend(
 def tracing(tracer: Tracer) -> Iterator[None]:
     """Everything that lets `tracer` see the unit run."""
     with ExitStack() as stack:
+        stack.enter_context(shapes_only())
         stack.enter_context(patched(nn.Module, "__call__", _module_call(tracer)))
         stack.enter_context(patched(nn.Module, "__getattr__", _module_getattr(tracer)))
         stack.enter_context(patched(AttentionInterface, "get_interface", _get_interface(tracer)))

@@ -89,7 +89,7 @@ class Tracer(fx.proxy.TracerBase):
         if (constant := _constant(target, points)) is not None:
             return constant[0]
         node = self.graph.create_node(kind, target, lowered, keywords)
-        node.meta.update(value=points, key=self._key(kind, target, frame), names=[])
+        node.meta.update(value=points, key=self._key(kind, target, lowered, frame), names=[])
         self._note_names(frame, None)
         return Value(node, self)
 
@@ -158,9 +158,11 @@ class Tracer(fx.proxy.TracerBase):
 
     # -- where a node came from ----------------------------------------------------------------------------------
 
-    def _key(self, kind: str, target: Any, frame: FrameType) -> tuple[Any, ...]:
+    def _key(self, kind: str, target: Any, args: Any, frame: FrameType) -> tuple[Any, ...]:
+        """Where in the source a node was made: equal for the same place in another trace."""
+        item = args[1] if target is operator.getitem and isinstance(args[1], int) else None
         where = tuple((code.co_qualname, position) for code, position in _user_frames(frame))
-        return (kind, target if isinstance(target, str) else id(target), where)
+        return (kind, target if isinstance(target, str) else id(target), item, where)
 
     def _note_names(self, frame: FrameType, result: Any) -> None:
         """Remember which variables of the running forwards hold which proxies, outermost frame first."""

@@ -10,14 +10,14 @@ import torch
 from torch import fx, nn
 
 from peftc.graph.branches import assume
-from peftc.trace.calls import POINTS, Recorded, Recording, Scenario, parameters, record
+from peftc.trace.calls import Recorded, Recording, parameters, record
+from peftc.trace.inputs import POINTS, SCENARIOS, Scenario
 from peftc.trace.merge import merged
 from peftc.trace.probes import tracing
 from peftc.trace.repeats import Twins, twins
 from peftc.trace.tracer import Tracer
 from peftc.trace.values import Argument, TraceFailure
 
-SCENARIOS = (Scenario(mask=True, past=False), Scenario(mask=False, past=False), Scenario(mask=True, past=True))
 TRAINING = "self.training"
 
 
@@ -76,11 +76,12 @@ def trace_unit(module: nn.Module, leaves: frozenset[nn.Module], observed: Observ
     optional = [p for p in parameters(module) if {_given(c, p) for c in calls} == {True, False}]
     conditions = (*(f"{name} is not None" for name in optional), TRAINING)
 
-    def one(taken: tuple[bool, ...]) -> fx.Graph:
+    def each(taken: tuple[bool, ...]) -> list[fx.Graph]:
         given = dict(zip(optional, taken[:-1], strict=True))
-        return _trace_once(module, leaves, _arguments(module, calls, given), taken[-1])
+        fitting = _fitting(calls, given)
+        return [_trace_once(module, leaves, _arguments(module, call, given), taken[-1]) for call in fitting]
 
-    graph = merged(one, conditions)
+    graph = merged(each, conditions)
     for name in _left_out(module, calls):
         if _matters(module, leaves, calls, name):
             _check_none(graph, name, type(module).__name__)
@@ -99,10 +100,9 @@ class _Anything:
 
 def _matters(module: nn.Module, leaves: frozenset[nn.Module], calls: Sequence[tuple[Recorded, ...]], name: str) -> bool:
     """Whether the forward would do something else if this parameter were given."""
-    given = [
-        replace(a, points=(_Anything(), _Anything())) if a.name == name else a for a in _arguments(module, calls, {})
-    ]
-    plain = _trace_once(module, leaves, _arguments(module, calls, {}), training=False)
+    seen = _arguments(module, calls[0], {})
+    given = [replace(a, points=(_Anything(), _Anything())) if a.name == name else a for a in seen]
+    plain = _trace_once(module, leaves, seen, training=False)
     try:
         other = _trace_once(module, leaves, given, training=False)
     except (TraceFailure, AttributeError, TypeError, ValueError, RuntimeError):
@@ -123,11 +123,15 @@ def _given(call: tuple[Recorded, ...], name: str) -> bool:
     return all(r.named.get(name) is not None for r in call)
 
 
-def _arguments(module: nn.Module, calls: Sequence[tuple[Recorded, ...]], given: Mapping[str, bool]) -> list[Argument]:
-    """The arguments of one scenario, from the recorded call that has the most of them."""
-    wanted = {name for name, present in given.items() if present}
-    fitting = [c for c in calls if all(_given(c, name) for name in wanted)] or list(calls)
-    call = min(fitting, key=lambda c: sum(_given(c, n) for n in given))
+def _fitting(calls: Sequence[tuple[Recorded, ...]], given: Mapping[str, bool]) -> list[tuple[Recorded, ...]]:
+    """The recorded calls that have what is to be given, those with the least beside it."""
+    wanted = [c for c in calls if all(_given(c, name) for name, present in given.items() if present)] or list(calls)
+    least = min(sum(_given(c, name) for name in given) for c in wanted)
+    return [c for c in wanted if sum(_given(c, name) for name in given) == least]
+
+
+def _arguments(module: nn.Module, call: tuple[Recorded, ...], given: Mapping[str, bool]) -> list[Argument]:
+    """The arguments of one scenario, from a recorded call."""
     found = []
     for name, parameter in parameters(module).items():
         default = None if parameter.default is inspect.Parameter.empty else repr(parameter.default)

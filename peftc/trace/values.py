@@ -70,6 +70,11 @@ class Value(fx.Proxy):
     def __getattr__(self, name: str) -> Any:
         return self.tracer.create_proxy("call_function", getattr, (self, name), {})
 
+    @property
+    def keys(self) -> Any:  # type: ignore[override]
+        """The attribute of that name, as a cache's layer has: fx gives it another meaning."""
+        return self.__getattr__("keys")
+
     def __setitem__(self, key: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
 

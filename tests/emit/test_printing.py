@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from peftc.emit.imports import arranged
 from peftc.emit.literal import literal
 from peftc.emit.machinery import expand
-from peftc.emit.patterns import compress, number
 from peftc.emit.sources import paste
 from peftc.errors import Defect
+from peftc.report.patterns import compress, number
 from tests.emit.bases import bert, gpt2
 
 NAMES = st.lists(st.sampled_from(["a", "layer", "3", "0", "12", "mlp2", "q"]), min_size=1, max_size=5).map(".".join)
@@ -35,7 +35,7 @@ def test_patterns_expand_to_exactly_the_names(names: list[str]) -> None:
 
 def test_patterns_read_well() -> None:
     names = [f"encoder.layer.{i}.attention.self" for i in (0, 1, 2, 5, 7, 8)]
-    assert compress(["head", *names]) == ("head", "encoder.layer.{0-2,5,7-8}.attention.self")
+    assert compress(["head", *names]) == ("head", "encoder.layer.{0-2, 5, 7-8}.attention.self")
 
 
 @given(VALUES)

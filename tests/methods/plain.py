@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-from safetensors import safe_open
 from torch import Tensor, fx, nn
 
 from peftc import modules
 from peftc.graph.editor import Editor, Gating
 from peftc.graph.sites import Attention, Projection, Site, Sublayer
 from peftc.methods.base import Method, ModuleCall
-
-ORACLES = Path(__file__).parent / "oracles"
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -115,24 +109,3 @@ def gating(method: Method, site: Site, name: str) -> Gating | None:
 def built(call: ModuleCall) -> nn.Module:
     module: nn.Module = getattr(modules, call.name)(**dict(call.arguments))
     return module
-
-
-class Stack(nn.Module):
-    """Embeddings by hand, the layers, a last norm or none; run on additive masks."""
-
-    def __init__(self, layers: Sequence[nn.Module], trunk: nn.Module | None = None) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-        self.trunk = trunk
-
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        for layer in self.layers:
-            x = layer(x, mask)
-        return x
-
-
-def oracle(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Every tensor of a file, and the base's config."""
-    with safe_open(ORACLES / f"{name}.safetensors", "pt") as file:
-        header, names = file.metadata(), file.keys()
-        return {name: file.get_tensor(name) for name in names}, json.loads(header.get("config") or header["base"])

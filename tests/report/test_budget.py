@@ -12,7 +12,7 @@ from peftc.errors import PeftcError
 from peftc.graph.sites import Parameter
 from peftc.plan import resolve
 from peftc.report.budget import Budget, budget
-from peftc.report.ranges import pattern, ranges
+from peftc.report.patterns import compress, ranges
 from peftc.report.render import as_json, budget_markdown, budget_record, spec_record
 from peftc.report.text import budget_text, plan_text
 from peftc.spec.load import load, loads
@@ -137,6 +137,5 @@ def test_the_expanded_spec_is_a_spec_of_the_same_plan(path: Path) -> None:
 
 def test_runs() -> None:
     assert ranges([3, 0, 1, 2, 7]) == "0-3, 7"
-    assert pattern(["a.0.b", "a.1.b", "a.3.b"]) == "a.{0-1, 3}.b"
-    assert pattern(["a.x", "b.x"]) == "a.x, b.x"
-    assert pattern(["a"]) == "a"
+    assert compress(["a.0.b", "a.1.b", "a.3.b"]) == ("a.{0-1, 3}.b",)
+    assert compress(["a.x", "b.x"]) == ("a.x", "b.x")

@@ -1,9 +1,10 @@
-"""Many names as few patterns: "layer.{0-2,5}.q" stands for layer 0, 1, 2 and 5.  The artifact expands them."""
+"""Many names as few patterns: "layer.{0-2, 5}.q" stands for layer 0, 1, 2 and 5.  An artifact expands them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from itertools import groupby
 
 NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
@@ -26,15 +27,11 @@ def number(name: str) -> int | None:
     return int(found.group()) if found else None
 
 
-def ranges(numbers: Sequence[int]) -> str:
-    """0, 1, 2, 5 -> "0-2,5"."""
-    runs: list[list[int]] = []
-    for value in sorted(set(numbers)):
-        if runs and value == runs[-1][-1] + 1:
-            runs[-1].append(value)
-        else:
-            runs.append([value])
-    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+def ranges(numbers: Iterable[int]) -> str:
+    """0, 1, 2, 5 -> "0-2, 5"."""
+    ordered = enumerate(sorted(set(numbers)))
+    runs = [[number for _, number in run] for _, run in groupby(ordered, key=lambda pair: pair[1] - pair[0])]
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def template(name: str) -> str:

@@ -1,0 +1,86 @@
+"""One child process per model type, with a limit of time and memory: one crash does not end the sweep."""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import resource
+import time
+import traceback
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from multiprocessing.connection import Connection
+from typing import Any
+
+from tests.sweep import build, laws, peers
+from tests.sweep.registry import Type
+
+SECONDS, BYTES = 90, 8 * 2**30
+Row = dict[str, Any]
+
+
+def sweep(types: Iterable[Type]) -> Iterator[Row]:
+    """One row per type, in order."""
+    for kind in types:
+        yield row(kind)
+
+
+def row(kind: Type) -> Row:
+    """The row of a type, made in a fork of this process."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_child, args=(kind, sender))
+    began = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    child.start()
+    sender.close()
+    found = _received(receiver, child)
+    child.join(5)
+    if child.is_alive():
+        child.kill()
+        child.join()
+    return {"type": kind.name, "kind": kind.kind, "seconds": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - began, 1), **found}
+
+
+def _received(receiver: Connection, child: Any) -> Row:
+    """What the child said last: each part replaces what was there."""
+    found: Row = {}
+    deadline = time.monotonic() + SECONDS
+    while receiver.poll(max(0.0, deadline - time.monotonic())):
+        try:
+            found |= receiver.recv()
+        except EOFError:
+            return found if "done" in found else {**found, "crash": f"the process ended with {_code(child)}"}
+    child.kill()
+    return {**found, "crash": f"more than {SECONDS} seconds"}
+
+
+def _code(child: Any) -> str:
+    child.join(5)
+    return f"exit code {child.exitcode}"
+
+
+def _child(kind: Type, sender: Connection) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
+    logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+    try:
+        model = build.tiny(kind)
+    except build.Unbuilt as reason:
+        sender.send({"unbuilt": str(reason), "done": True})
+        return
+    try:
+        sender.send({"peft": peers.outcomes(kind, model)})
+        sender.send({"peftc": {name: asdict(o) for name, o in laws.outcomes(kind, model).items()}, "done": True})
+    except Exception as error:
+        sender.send({"error": "".join(traceback.format_exception(error)[-3:])[-600:], "done": True})
+
+
+def text(rows: Iterable[Row]) -> str:
+    """The rows as JSON, one line each."""
+    return "[\n" + ",\n".join(json.dumps(r, sort_keys=True) for r in rows) + "\n]\n"

@@ -54,10 +54,12 @@ def rendered(text: str) -> str:
 
 @contextlib.contextmanager
 def sandbox(copied: bool) -> Iterator[Path]:
-    """A folder to run in, with the specs and examples; with a peftc of its own where a page edits it."""
+    """A folder to run in, with the specs and examples; with a peftc and tests of its own where a page edits them."""
     with tempfile.TemporaryDirectory() as name:
-        for part in ("specs", "examples", *(["peftc"] if copied else [])):
+        for part in ("specs", "examples", *(["peftc", "tests"] if copied else [])):
             shutil.copytree(ROOT / part, Path(name, part), ignore=shutil.ignore_patterns("__pycache__"))
+        if copied:
+            shutil.copy(ROOT / "pyproject.toml", name)
         with contextlib.chdir(name):
             yield Path(name)
 
@@ -119,7 +121,7 @@ def _commands(block: str, folder: Path) -> Iterator[str]:
 def command(line: str, folder: Path) -> str:
     """What a command prints; peftc itself runs in this process, which has torch loaded already."""
     if not line.startswith("peftc ") or (folder / "peftc").exists():
-        return shell(line.replace("peftc ", f"{shlex.quote(sys.executable)} -m peftc ", line.startswith("peftc ")))
+        return shell(re.sub("^peftc ", "python -m peftc ", line))
     first, _, rest = line.partition(" | ")
     printed = peftc(shlex.split(first)[1:])
     return shell(rest, printed) if rest else printed
@@ -160,7 +162,9 @@ def program(text: str, folder: Path) -> str:
 
 def environment() -> dict[str, str]:
     """Offline, and with the peftc of the folder, or of this checkout."""
-    return {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": f"{Path.cwd()}{os.pathsep}{ROOT}", "COLUMNS": "100"}
+    paths = {"PATH": [Path(sys.executable).parent, os.environ["PATH"]], "PYTHONPATH": [Path.cwd(), ROOT]}
+    joined = {name: os.pathsep.join(map(str, parts)) for name, parts in paths.items()}
+    return {**os.environ, **joined, "HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
 
 
 def difference(page: Path) -> str:

@@ -94,6 +94,10 @@ class Entry:
         names = self.method.at
         if names is None and self.method.modules is None:
             names = self.method.default_sites()
+        if names and not self.trace.layers:
+            hint = "name modules: for its linear maps and embeddings"
+            message = f"{type(self.trace.model).__name__} has no layers that data flow could find"
+            self.refuse(message, "method", hint=hint)
         found = [spot for position, name in enumerate(names or ()) for spot in self._named(name, position, layers)]
         globs = enumerate(self.method.modules or ())
         found += [spot for position, glob in globs for spot in self._globbed(glob, position, layers)]

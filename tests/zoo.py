@@ -30,6 +30,7 @@ class Tiny:
     settings: Mapping[str, Any]
     task: str | None
     causal: bool = False
+    attentions: tuple[str | None, ...] = ("sdpa", "eager")
 
     def config(self, **changes: Any) -> dict[str, Any]:
         """The config as a spec writes it out."""

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -13,6 +14,9 @@ import peftc
 from peftc.emit.module import Source
 from peftc.plan import Plan
 from peftc.report.render import as_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 Json = dict[str, object]
 
@@ -23,13 +27,19 @@ SILENT = ("_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", 
 
 def base_config(model: nn.Module) -> tuple[Json, Json]:
     """The config of a model as transformers writes it, whole and without its defaults; no versions, no paths."""
-    config = getattr(model, "config", None)
-    if config is None:
-        return {}, {}
+    config: Any = getattr(model, "config", None)
+    if all(base.__name__ != "PreTrainedConfig" for base in type(config).__mro__):
+        return {}, {}  # a model of the user's own, whose config transformers cannot write
     whole = _plain(json.loads(config.to_json_string(use_diff=False)))
-    default = json.loads(type(config)().to_json_string(use_diff=False))
-    own = {key: value for key, value in whole.items() if default.get(key) != value or key not in default}
-    return whole, _counted(own)
+    config_class = getattr(type(model), "config_class", None) or type(config)
+    own = _beside(whole, config_class())
+    return whole, _counted(own | _beside(whole, config_class.from_dict(own)))  # a default may follow from another value
+
+
+def _beside(whole: Json, config: PreTrainedConfig) -> Json:
+    """What a config does not say already."""
+    said = json.loads(config.to_json_string(use_diff=False))
+    return {key: value for key, value in whole.items() if key not in said or said[key] != value}
 
 
 def _counted(config: Json) -> Json:

@@ -79,7 +79,8 @@ def with_prefix(
     """[P_K; key], [P_V; value], and the mask that lets every query see the prefix; a gate scales P_K and P_V.
 
     query, key, value (batch, heads, length, width); a mask ends in the keys: bool, 0 and 1, or added to the scores.
-    Queries are the last of the keys, so None under causal attention becomes a mask with the diagonal at its end.
+    None under causal attention means what torch's `is_causal` means, that query i sees the keys 0 to i: the keys of a
+    static cache go on beyond the last query.
     """
     batch, heads, keys = key.shape[:3]
     length, queries = prefix[0].shape[0], query.shape[2]
@@ -91,7 +92,7 @@ def with_prefix(
 
     if mask is None and causal and queries > 1:
         blocked = torch.finfo(query.dtype).min
-        mask = query.new_full((1, 1, queries, keys), blocked).triu(keys - queries + 1)
+        mask = query.new_full((1, 1, queries, keys), blocked).triu(1)
     if mask is None:
         return joined(prefix[0], key), joined(prefix[1], value), None
     if not isinstance(mask, torch.Tensor):

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from peftc.emit.artifact import Artifact
 from peftc.errors import PeftcError, Problem, raise_all
@@ -33,6 +35,8 @@ def attach(model: M, artifact: Artifact) -> M:
         )
     model.__class__ = compiled
     compiled.attach(model)
+    if isinstance(model, PreTrainedModel):
+        _CAN_RECORD_REGISTRY[model] = model._can_record_outputs  # what its constructor does, under the new class
     return model
 
 

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from torch import fx, nn
+from transformers import PreTrainedModel
 
 from peftc.graph.branches import base_forward
 from peftc.graph.sites import Embedding, Parameter, Projection, Trace, Unit
 from peftc.trace.layers import fingerprint, layers
 from peftc.trace.model import build, skeleton
+from peftc.trace.probes import installed
 from peftc.trace.units import observe
 from peftc.trace.views import is_norm
 
@@ -30,7 +32,9 @@ def trace_model(model: nn.Module) -> Trace:
 
 
 def _trace(model: nn.Module) -> Trace:
-    found = layers(model, observe(model))
+    observed = observe(model)
+    with installed() as session:
+        found = layers(model, observed, session)
     units = tuple(dict.fromkeys(unit for layer in found for _, unit in layer.units))
     inside = tuple(f"{layer.path}." for layer in found)
     names = tuple(name for name, _ in model.named_modules() if name)
@@ -63,12 +67,19 @@ def _single_site(model: nn.Module, path: str, module: nn.Module, node: str) -> P
     weight: nn.Parameter = module.weight
     rows, columns = weight.shape
     if isinstance(module, nn.Embedding):
-        inputs = model.get_input_embeddings() if callable(getattr(model, "get_input_embeddings", None)) else None
-        return Embedding("embedding" if module is inputs else path, "", node, rows, columns)
+        return Embedding("embedding" if module is _input_embeddings(model) else path, "", node, rows, columns)
     plain = isinstance(module, nn.Linear)
     outputs, width = (rows, columns) if plain else (columns, rows)
     bias = getattr(module, "bias", None) is not None
     return Projection(path, "", node, node, width, outputs, None, bias, transposed=not plain)
+
+
+def _input_embeddings(model: nn.Module) -> nn.Module | None:
+    """The model's own answer; a model that is no library's may have none."""
+    try:
+        return model.get_input_embeddings() if isinstance(model, PreTrainedModel) else None
+    except NotImplementedError:
+        return None
 
 
 def parameters(model: nn.Module) -> Mapping[str, Parameter]:

@@ -53,8 +53,14 @@ def _sdpa(
 
 
 def _call(view: View, node: fx.Node, given: list[Any], mask: Any, causal: Any) -> AttentionCall:
-    is_causal = causal if isinstance(causal, bool) else bool(getattr(view.module, "is_causal", False))
+    unsaid = not isinstance(causal, bool) and bool(getattr(view.module, "is_causal", False))
+    is_causal = _may_be_true(causal) or unsaid
     return AttentionCall(node, given[0], given[1], given[2], mask if isinstance(mask, fx.Node) else None, is_causal)
+
+
+def _may_be_true(flag: Any) -> bool:
+    """Whether a flag is True, in one of the cases that it is chosen from at least."""
+    return any(_may_be_true(case) for case in flag.args) if isinstance(flag, fx.Node) else flag is True
 
 
 def attention_sites(view: View) -> list[Site]:

@@ -40,6 +40,7 @@ SCENARIOS = (
     Scenario(mask=True, cache="empty"),
     Scenario(mask=True, cache="filled"),
     Scenario(mask=True, cache="single"),
+    Scenario(mask=False, cache="filled"),
 )
 
 

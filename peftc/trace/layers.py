@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import fx, nn
@@ -13,18 +13,18 @@ from peftc.graph.branches import LiftedFloat, LiftedInt, LiftedStr
 from peftc.graph.sites import Layer, Site, Unit
 from peftc.trace.attention import attention_sites
 from peftc.trace.blocks import block_sites
-from peftc.trace.repeats import structure, varying_attributes
-from peftc.trace.units import Observed, layer_paths, trace_unit
+from peftc.trace.probes import Session
+from peftc.trace.units import Observed, layer_paths, UnitTracer
 from peftc.trace.views import View
 
 
-def layers(model: nn.Module, observed: Observed) -> tuple[Layer, ...]:
+def layers(model: nn.Module, observed: Observed, session: Session) -> tuple[Layer, ...]:
     """Every layer of every tower, its units traced once per distinct forward."""
     towers = layer_paths(model, observed)
     blocks = [path for tower in towers for path in tower]
     attention = [path for path in observed.attending(model) if path not in blocks]
     leaves = frozenset(model.get_submodule(p) for p in attention)
-    units = _Units(model, observed, leaves)
+    units = _Units(model, observed, leaves, session)
     inner = {path: unit for unit in units.of(attention, {}) for path in unit.paths}
     outer = {path: unit for unit in units.of(blocks, inner) for path in unit.paths}
     found = []
@@ -52,27 +52,25 @@ class _Units:
     model: nn.Module
     observed: Observed
     leaves: frozenset[nn.Module]
+    session: Session
 
     def of(self, paths: Sequence[str], inner: Mapping[str, Unit]) -> list[Unit]:
-        """The units of these modules: one per distinct structure, or one each where equal structures trace apart."""
-        found: list[Unit] = []
-        varying = varying_attributes([self.model.get_submodule(p) for p in paths])
-        groups: dict[Any, list[str]] = {}
+        """The units of these modules: one per distinct forward."""
+        groups: dict[tuple[nn.Module, tuple[Any, ...]], list[str]] = {}
         for path in paths:
             module = self.model.get_submodule(path)
             within = tuple(sorted((p[len(path) :], id(u)) for p, u in inner.items() if p.startswith(f"{path}.")))
-            groups.setdefault((structure(module, varying), self.observed.pattern(module), within), []).append(path)
+            groups.setdefault((self.observed.twins.get(module, module), within), []).append(path)
+        found: list[Unit] = []
         for members in groups.values():
-            first, last = (self._trace(p) for p in (members[0], members[-1]))
-            if fingerprint(first) == fingerprint(last):
-                found.append(self._unit(members, first, inner))
-            else:
-                found += [self._unit([p], self._trace(p), inner) for p in members]
-        return found
+            first, last = (fingerprint(self._tracer(p).sketch()) for p in (members[0], members[-1]))
+            alike = [members] if first == last else [[p] for p in members]
+            found += [self._unit(same, self._tracer(same[0]).graph(), inner) for same in alike]
+        return _joined(found)
 
-    def _trace(self, path: str) -> fx.Graph:
+    def _tracer(self, path: str) -> UnitTracer:
         module = self.model.get_submodule(path)
-        return trace_unit(module, self.leaves - {module}, self.observed)
+        return UnitTracer(module, self.leaves - {module}, self.observed.calls(module), self.session)
 
     def _unit(self, paths: Sequence[str], graph: fx.Graph, inner: Mapping[str, Unit]) -> Unit:
         module = self.model.get_submodule(paths[0])
@@ -88,6 +86,14 @@ class _Units:
 
     def _attention_paths(self) -> Iterable[str]:
         return (path for path, module in self.model.named_modules() if module in self.leaves)
+
+
+def _joined(units: Sequence[Unit]) -> list[Unit]:
+    """Units that do the same at the same sites as one, their paths together."""
+    groups: dict[Any, list[Unit]] = {}
+    for unit in units:
+        groups.setdefault((unit.base, unit.fingerprint, unit.sites), []).append(unit)
+    return [replace(same[0], paths=tuple(p for u in same for p in u.paths)) for same in groups.values()]
 
 
 def fingerprint(graph: fx.Graph) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
 from typing import Any
 
@@ -13,17 +13,6 @@ from peftc.trace.values import fail
 
 Table = dict[fx.Node, fx.Node]
 Condition = str | fx.Node | None
-
-
-def merged(
-    traces: Callable[[tuple[bool, ...]], Sequence[fx.Graph]], conditions: tuple[str, ...], taken: tuple[bool, ...] = ()
-) -> fx.Graph:
-    """The graph over every combination of conditions: `traces` gives those of one combination."""
-    if len(taken) == len(conditions):
-        return merged_by_decisions(traces(taken))
-    true = merged(traces, conditions, (*taken, True))
-    false = merged(traces, conditions, (*taken, False))
-    return merge(true, false, conditions[len(taken)])
 
 
 def merged_by_decisions(graphs: Sequence[fx.Graph]) -> fx.Graph:

@@ -7,6 +7,7 @@ import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
 
@@ -57,37 +58,61 @@ def attend(
     return query.new_empty(batch, length, heads, value.shape[-1]), weights
 
 
+@dataclass
+class Session:
+    """The tracer that runs now, which the patches of `installed` ask; None between two traces."""
+
+    tracer: Tracer | None = None
+
+    @property
+    def active(self) -> Tracer | None:
+        return self.tracer if self.tracer is not None and not self.tracer.paused else None
+
+    @contextmanager
+    def tracing(self, tracer: Tracer) -> Iterator[None]:
+        """Let `tracer` see its unit run."""
+        with ExitStack() as stack:
+            stack.enter_context(_lifted(tracer.unit))
+            for module in _source_modules(tracer.unit):
+                stack.enter_context(_leaf_functions(tracer, module))
+            self.tracer = tracer
+            try:
+                yield
+            finally:
+                self.tracer = None
+
+
 @contextmanager
-def tracing(tracer: Tracer) -> Iterator[None]:
-    """Everything that lets `tracer` see the unit run."""
+def installed() -> Iterator[Session]:
+    """What every trace needs patched, once for many: setting an attribute of nn.Module is slow."""
+    session = Session()
     with ExitStack() as stack:
         stack.enter_context(shapes_only())
-        stack.enter_context(patched(nn.Module, "__call__", _module_call(tracer)))
-        stack.enter_context(patched(nn.Module, "__getattr__", _module_getattr(tracer)))
-        stack.enter_context(patched(AttentionInterface, "get_interface", _get_interface(tracer)))
-        stack.enter_context(_lifted(tracer.unit))
-        for module in _source_modules(tracer.unit):
-            stack.enter_context(_leaf_functions(tracer, module))
-        yield
+        stack.enter_context(patched(nn.Module, "__call__", _module_call(session)))
+        stack.enter_context(patched(nn.Module, "__getattr__", _module_getattr(session)))
+        stack.enter_context(patched(AttentionInterface, "get_interface", _get_interface(session)))
+        stack.enter_context(patched(torch, "finfo", _finfo(session)))
+        yield session
 
 
-def _module_call(tracer: Tracer) -> Callable[..., Any]:
+def _module_call(session: Session) -> Callable[..., Any]:
     call = nn.Module.__call__
 
     @functools.wraps(call)
     def traced(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return call(module, *args, **kwargs) if tracer.paused else tracer.call_module(module, args, kwargs)
+        tracer = session.active
+        return tracer.call_module(module, args, kwargs) if tracer else call(module, *args, **kwargs)
 
     return traced
 
 
-def _module_getattr(tracer: Tracer) -> Callable[..., Any]:
+def _module_getattr(session: Session) -> Callable[..., Any]:
     read = nn.Module.__getattr__
 
     @functools.wraps(read)
     def traced(module: nn.Module, name: str) -> Any:
-        value = read(module, name)
-        if tracer.paused or not isinstance(value, torch.Tensor) or module not in tracer.paths:
+        value, tracer = read(module, name), session.active
+        if tracer is None or not isinstance(value, torch.Tensor) or module not in tracer.paths:
             return value
         path = tracer.paths[module]
         return tracer.create_proxy("get_attr", f"{path}.{name}" if path else name, (), {})
@@ -95,16 +120,27 @@ def _module_getattr(tracer: Tracer) -> Callable[..., Any]:
     return traced
 
 
-def _get_interface(tracer: Tracer) -> Callable[..., Any]:
+def _get_interface(session: Session) -> Callable[..., Any]:
     get = AttentionInterface.get_interface
 
     @functools.wraps(get)
     def traced(interface: AttentionInterface, implementation: str, default: Callable[..., Any]) -> Any:
-        if tracer.paused:
+        tracer = session.active
+        if tracer is None:
             return get(interface, implementation, default)
         name = LiftedStr(implementation)
         name.source = _config_source(tracer, sys._getframe(1).f_locals.get("self"))
         return tracer.create_proxy("call_function", lookup, (name, default, attend), {})
+
+    return traced
+
+
+def _finfo(session: Session) -> Callable[..., Any]:
+    read = torch.finfo
+
+    def traced(dtype: Any) -> Any:
+        tracer = session.active
+        return tracer.create_proxy("call_function", read, (dtype,), {}) if tracer and type(dtype) is Value else read(dtype)
 
     return traced
 

@@ -15,9 +15,11 @@ import torch
 from torch import fx, nn
 
 from peftc.graph.branches import SelfReference, assume, enter, leave
-from peftc.trace.values import EXTRA, Argument, Point, Value, evaluate, fail, is_plain
+from peftc.trace.values import EXTRA, Argument, Point, TraceFailure, Value, evaluate, fail, is_plain
 
 OWN = tuple(f"{folder}/" for folder in (Path(torch.__file__).parent, Path(__file__).parent))
+UNTRACEABLE = (TraceFailure, RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError)
+LIMITS = (torch.finfo, torch.iinfo)
 LITERALS = (int, float, str, complex, type(None), type(...), torch.dtype, torch.device)
 
 
@@ -86,7 +88,7 @@ class Tracer(fx.proxy.TracerBase):
         frame = sys._getframe(1)
         lowered, keywords = self.create_arg(args), self.create_arg(kwargs)
         points = self._evaluate(kind, target, lowered, keywords)
-        if (constant := _constant(target, points)) is not None:
+        if (constant := _constant(target, lowered, points)) is not None:
             return constant[0]
         node = self.graph.create_node(kind, target, lowered, keywords)
         node.meta.update(value=points, key=self._key(kind, target, lowered, frame), names=[])
@@ -125,9 +127,19 @@ class Tracer(fx.proxy.TracerBase):
         path = self.paths[module]
         if module in self.leaves or not any(True for _ in module.children()):
             return self.create_proxy("call_module", path, args, kwargs)
-        self.create_proxy("call_function", enter, (path, args, kwargs), {})
-        result = type(module).forward(module, *args, **kwargs)
-        self.create_proxy("call_function", leave, (path, result), {})
+        return self._inlined(module, path, args, kwargs)
+
+    def _inlined(self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The module's own forward, between markers; a call after all where it cannot be traced."""
+        mark = self.create_proxy("call_function", enter, (path, args, kwargs), {})
+        try:
+            result = type(module).forward(module, *args, **kwargs)
+            self.create_proxy("call_function", leave, (path, result), {})
+        except UNTRACEABLE:
+            for node in reversed(list(self.graph.nodes)):
+                self.graph.erase_node(node)
+                if node is mark.node:
+                    return self.create_proxy("call_module", path, args, kwargs)
         return result
 
     # -- decisions -----------------------------------------------------------------------------------------------
@@ -180,9 +192,11 @@ def _prepend(names: list[str], name: str) -> None:
         names.append(name)
 
 
-def _constant(target: Any, points: tuple[Point, Point]) -> tuple[Any] | None:
+def _constant(target: Any, args: tuple[Any, ...], points: tuple[Point, Point]) -> tuple[Any] | None:
     """The value of a node that no input can change, in a tuple; None where it must stay a node."""
     if target in (operator.setitem, enter, leave, assume) or type(points[0]) not in (int, float, str):
+        return None
+    if target is getattr and isinstance(args[0].meta["value"][0], LIMITS):
         return None
     return (points[0],) if points[0] == points[1] else None
 

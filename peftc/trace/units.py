@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -12,13 +14,14 @@ from torch import fx, nn
 from peftc.graph.branches import assume
 from peftc.trace.calls import Recorded, Recording, parameters, record
 from peftc.trace.inputs import POINTS, SCENARIOS, Scenario
-from peftc.trace.merge import merged
-from peftc.trace.probes import tracing
+from peftc.trace.merge import merge, merged_by_decisions
+from peftc.trace.probes import Session
 from peftc.trace.repeats import Twins, twins
-from peftc.trace.tracer import Tracer
+from peftc.trace.tracer import UNTRACEABLE, Tracer
 from peftc.trace.values import Argument, TraceFailure
 
 TRAINING = "self.training"
+Call = tuple[Recorded, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +31,7 @@ class Observed:
     recordings: Mapping[Scenario, tuple[Recording, ...]]
     twins: Twins
 
-    def calls(self, module: nn.Module) -> list[tuple[Recorded, ...]]:
+    def calls(self, module: nn.Module) -> list[Call]:
         """The calls of one module, per scenario that reaches it, as one record per point."""
         run = self.twins.get(module, module)
         pairs = self.recordings.values()
@@ -68,47 +71,89 @@ def layer_paths(model: nn.Module, observed: Observed) -> list[list[str]]:
     return [list(paths) for paths in towers.values()]
 
 
-def trace_unit(module: nn.Module, leaves: frozenset[nn.Module], observed: Observed) -> fx.Graph:
-    """One graph of a module's forward over every scenario seen, training and not."""
-    calls = observed.calls(module)
-    if not calls:
-        raise TraceFailure(f"{type(module).__name__} is never called")
-    optional = [p for p in parameters(module) if {_given(c, p) for c in calls} == {True, False}]
-    conditions = (*(f"{name} is not None" for name in optional), TRAINING)
+@dataclass(frozen=True, eq=False)
+class UnitTracer:
+    """Traces one module: `leaves` stay calls, `calls` are what it was seen to be called with."""
 
-    def each(taken: tuple[bool, ...]) -> list[fx.Graph]:
-        given = dict(zip(optional, taken[:-1], strict=True))
-        fitting = _fitting(calls, given)
-        return [_trace_once(module, leaves, _arguments(module, call, given), taken[-1]) for call in fitting]
+    module: nn.Module
+    leaves: frozenset[nn.Module]
+    calls: Sequence[Call]
+    session: Session
 
-    graph = merged(each, conditions)
-    for name in _left_out(module, calls):
-        if _matters(module, leaves, calls, name):
-            _check_none(graph, name, type(module).__name__)
-    return graph
+    def graph(self) -> fx.Graph:
+        """One graph of the forward over every scenario seen, training and not."""
+        if not self.calls:
+            raise TraceFailure(f"{type(self.module).__name__} is never called")
+        graph = self._merged(self.calls, self._attentions())
+        for name in self._left_out():
+            if self._matters(name):
+                _check_none(graph, name, type(self.module).__name__)
+        return graph
+
+    def sketch(self) -> fx.Graph:
+        """The graph of the first call alone: enough to tell two modules apart."""
+        return self._once(_arguments(self.module, self.calls[0]), False, None)
+
+    def _attentions(self) -> tuple[str | None, ...]:
+        """The attentions under which the forward itself goes different ways: the base's own, and eager."""
+        own = implementation(self.module)
+        if own in (None, "eager"):
+            return (own,)
+        eager = self._once(_arguments(self.module, self.calls[0]), False, "eager")
+        return ("eager", own) if _keys(eager) != _keys(self.sketch()) else (own,)
+
+    def _merged(self, calls: Sequence[Call], attentions: tuple[str | None, ...]) -> fx.Graph:
+        """Split at the first parameter that only some of the calls give, then at what was computed."""
+        for name in parameters(self.module):
+            sides = [[c for c in calls if _given(c, name) is given] for given in (True, False)]
+            if all(sides):
+                true, false = (self._merged(side, attentions) for side in sides)
+                return merge(true, false, f"{name} is not None")
+        return merged_by_decisions([self._call(call, attentions) for call in calls])
+
+    def _call(self, call: Call, attentions: tuple[str | None, ...]) -> fx.Graph:
+        """The graph of one call, training or not, under each attention."""
+        arguments = _arguments(self.module, call)
+        graphs = []
+        for attention in attentions:
+            train, evaluate = (self._once(arguments, training, attention) for training in (True, False))
+            graphs.append(merge(train, evaluate, TRAINING))
+        return graphs[0] if len(graphs) == 1 else merge(*graphs, 'self.config._attn_implementation == "eager"')
+
+    def _left_out(self) -> list[str]:
+        """The parameters that no call gave, which tracing took for None."""
+        named = (n for n, p in parameters(self.module).items() if p.kind is not inspect.Parameter.VAR_KEYWORD)
+        return [n for n in named if not any(_given(c, n) for c in self.calls)]
+
+    def _matters(self, name: str) -> bool:
+        """Whether the forward would do something else if this parameter were given."""
+        seen = _arguments(self.module, self.calls[0])
+        given = [replace(a, points=(_Anything(), _Anything())) if a.name == name else a for a in seen]
+        try:
+            other = self._once(given, False, None)
+        except UNTRACEABLE:
+            return True
+        same = _keys(other, but=name) == _keys(self.sketch(), but=name)
+        return not same or any(n.users for n in other.nodes if n.op == "placeholder" and n.target == name)
+
+    def _once(self, arguments: list[Argument], training: bool, attention: str | None) -> fx.Graph:
+        tracer = Tracer(self.module, self.leaves)
+        before = [(m, m.training) for m in self.module.modules()]
+        self.module.train(training)
+        try:
+            with attending_by(self.module, attention), self.session.tracing(tracer), torch.device("meta"):
+                return tracer.trace(arguments)
+        finally:
+            for m, mode in before:
+                m.training = mode
 
 
-def _left_out(module: nn.Module, calls: Sequence[tuple[Recorded, ...]]) -> list[str]:
-    """The parameters that no call gave, which tracing took for None."""
-    named = (n for n, p in parameters(module).items() if p.kind is not inspect.Parameter.VAR_KEYWORD)
-    return [n for n in named if not any(_given(c, n) for c in calls)]
+def _keys(graph: fx.Graph, but: str = "") -> list[object]:
+    return [n.meta["key"] for n in graph.nodes if n.target != but]
 
 
 class _Anything:
     """Stands for an argument that was never seen: any use of it fails."""
-
-
-def _matters(module: nn.Module, leaves: frozenset[nn.Module], calls: Sequence[tuple[Recorded, ...]], name: str) -> bool:
-    """Whether the forward would do something else if this parameter were given."""
-    seen = _arguments(module, calls[0], {})
-    given = [replace(a, points=(_Anything(), _Anything())) if a.name == name else a for a in seen]
-    plain = _trace_once(module, leaves, seen, training=False)
-    try:
-        other = _trace_once(module, leaves, given, training=False)
-    except (TraceFailure, AttributeError, TypeError, ValueError, RuntimeError):
-        return True
-    keys = [[n.meta["key"] for n in g.nodes if n.target != name] for g in (plain, other)]
-    return keys[0] != keys[1] or any(n.users for n in other.nodes if n.op == "placeholder" and n.target == name)
 
 
 def _check_none(graph: fx.Graph, name: str, unit: str) -> None:
@@ -119,25 +164,18 @@ def _check_none(graph: fx.Graph, name: str, unit: str) -> None:
     node.meta.update(key=("assume", name), names=[], scope=(), guard=(), value=(None, None))
 
 
-def _given(call: tuple[Recorded, ...], name: str) -> bool:
+def _given(call: Call, name: str) -> bool:
     return all(r.named.get(name) is not None for r in call)
 
 
-def _fitting(calls: Sequence[tuple[Recorded, ...]], given: Mapping[str, bool]) -> list[tuple[Recorded, ...]]:
-    """The recorded calls that have what is to be given, those with the least beside it."""
-    wanted = [c for c in calls if all(_given(c, name) for name, present in given.items() if present)] or list(calls)
-    least = min(sum(_given(c, name) for name in given) for c in wanted)
-    return [c for c in wanted if sum(_given(c, name) for name in given) == least]
-
-
-def _arguments(module: nn.Module, call: tuple[Recorded, ...], given: Mapping[str, bool]) -> list[Argument]:
-    """The arguments of one scenario, from a recorded call."""
+def _arguments(module: nn.Module, call: Call) -> list[Argument]:
+    """The arguments of a recorded call."""
     found = []
     for name, parameter in parameters(module).items():
         default = None if parameter.default is inspect.Parameter.empty else repr(parameter.default)
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             found.append(Argument(name, None, (dict(call[0].extra), dict(call[-1].extra)), "extra"))
-        elif not given.get(name, True) or not _given(call, name):
+        elif not _given(call, name):
             found.append(Argument(name, default, None, _kind(parameter)))
         else:
             found.append(Argument(name, default, (call[0].named[name], call[-1].named[name]), _kind(parameter)))
@@ -148,13 +186,21 @@ def _kind(parameter: inspect.Parameter) -> str:
     return "keyword" if parameter.kind is inspect.Parameter.KEYWORD_ONLY else "plain"
 
 
-def _trace_once(module: nn.Module, leaves: frozenset[nn.Module], arguments: list[Argument], training: bool) -> fx.Graph:
-    tracer = Tracer(module, leaves)
-    before = [(m, m.training) for m in module.modules()]
-    module.train(training)
+def implementation(module: nn.Module) -> str | None:
+    """The attention that a module's config asks for, or None where it has no config."""
+    return getattr(getattr(module, "config", None), "_attn_implementation", None)
+
+
+@contextmanager
+def attending_by(module: nn.Module, attention: str | None) -> Iterator[None]:
+    """The module's config with another attention inside the block."""
+    config: Any = getattr(module, "config", None)
+    own = implementation(module)
+    if attention in (None, own):
+        yield
+        return
+    config._attn_implementation = attention
     try:
-        with tracing(tracer), torch.device("meta"):
-            return tracer.trace(arguments)
+        yield
     finally:
-        for m, mode in before:
-            m.training = mode
+        config._attn_implementation = own

@@ -1,4 +1,4 @@
-"""`python -m tests.sweep [TYPE or KIND …]`: sweep these, or all; update docs/coverage.json, rewrite docs/coverage.md."""
+"""`python -m tests.sweep [TYPE or KIND …]`: sweep these, or all; update docs/coverage.json, rewrite coverage.md."""
 
 from __future__ import annotations
 
@@ -32,4 +32,5 @@ def main() -> None:
     given.out.with_suffix(".md").write_text(table.page(list(rows.values())))
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -37,15 +37,24 @@ RULES: tuple[tuple[str, Size], ...] = (
     (r"(.*_)?head_dim|d_kv|d_head|dim_head|attention_head_size|kv_channels|query_pre_attn_scalar", 8),
     (r"rotary_dim", lambda old: min(old, 4)),
     (r"(q|kv|o)_lora_rank|lora_rank", 16),
-    (r"(.*_)?(intermediate|ffn_hidden|feed_forward)_size|(.*_)?ffn_dim|d_ff|dff|dim_ff|d_inner|n_inner|(.*_)?mlp_dim", 48),
+    (
+        r"(.*_)?(intermediate|ffn_hidden|feed_forward)_size|(.*_)?ffn_dim|d_ff|dff|dim_ff|d_inner|n_inner|(.*_)?mlp_dim",
+        48,
+    ),
     (r"ssm_state_size|state_size|mamba_d_state|d_state", 8),
     (r"mamba_d_ssm", 64),
     (r"mamba_chunk_size|chunk_size", lambda old: min(old, 16)),
     (r"time_step_rank|mamba_dt_rank", 8),
-    (r"(.*_)?hidden_(size|dim)|d_model|n_embd|(.*_)?(embedding_size|embed_dim|emb_dim)|dim|lru_width|word_embed_proj_dim", 32),
+    (
+        r"(.*_)?hidden_(size|dim)|d_model|n_embd|(.*_)?(embedding_size|embed_dim|emb_dim)|dim|lru_width|word_embed_proj_dim",
+        32,
+    ),
     (r"(.*_)?emb_size|embedding_dim|(.*_)?output_dim|(.*_)?hidden_size_per_layer_input|projection_dim", 32),
     (r"max_(source|target)_positions|(.*)max_position_embeddings|n_positions|n_ctx|max_seq_len|model_max_length", 64),
-    (r"sliding_window(_size)?|local_attention|attention_window(_size)?|attention_chunk_size|window_size", lambda old: min(old, 8)),
+    (
+        r"sliding_window(_size)?|local_attention|attention_window(_size)?|attention_chunk_size|window_size",
+        lambda old: min(old, 8),
+    ),
     (r"image_size|crop_size|train_size", 32),
     (r"(.*_)?patch_size", 8),
     (r"num_kv_shared_layers", 0),
@@ -101,6 +110,19 @@ def _builder(kind: Type) -> Callable[[PreTrainedConfig], Any]:
 def _said(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:200]}"
+
+
+ATTENDS = re.compile(r"Attention|Attn")
+FEEDS = re.compile(r"MLP|Mlp|FeedForward|FFN|FFW|Intermediate|DenseActDense|Experts|MoE|Moe")
+FEEDING = re.compile(r"(^|\.)(fc1|fc_in|c_fc|lin1|up_proj|dense_h_to_4h|ffn\w*|mlp|linear_1|ff\w*)($|\.)")
+
+
+def parts(model: PreTrainedModel) -> list[str]:
+    """Which of attention and feed-forward a model has, by how its classes and modules are called."""
+    classes = [type(module).__name__ for module in model.modules()]
+    attends = any(ATTENDS.search(name) for name in classes)
+    feeds = any(map(FEEDS.search, classes)) or any(FEEDING.search(name) for name, _ in model.named_modules())
+    return [name for name, has in (("attention", attends), ("feed-forward", feeds)) if has]
 
 
 def _enliven(model: PreTrainedModel) -> None:
@@ -166,7 +188,8 @@ def _layers(config: PreTrainedConfig) -> dict[str, Any]:
     lists = {k: v for k, v in values.items() if isinstance(v, list | tuple) and len(v) in depths and len(v) > 1}
     if not lists:
         return dict.fromkeys(counts, 2)
-    keep = _first_of_each(list(zip(*(v for v in lists.values() if len(v) == max(map(len, lists.values()))), strict=True)))
+    longest = max(map(len, lists.values()))
+    keep = _first_of_each(list(zip(*(v for v in lists.values() if len(v) == longest), strict=True)))
     cut = {k: type(v)(v[i] for i in keep if i < len(v)) for k, v in lists.items()}
     return {**dict.fromkeys(counts, len(keep)), **cut, **_differing(config, keep)}
 
@@ -174,7 +197,8 @@ def _layers(config: PreTrainedConfig) -> dict[str, Any]:
 def _differing(config: PreTrainedConfig, keep: list[int]) -> dict[str, Any]:
     """What a config says of single layers, for the layers that are kept."""
     written = {int(k): v for k, v in (config.to_dict().get("per_layer_config") or {}).items()}
-    small = {new: {k: _scaled(config, k, v) for k, v in written[old].items()} for new, old in enumerate(keep) if old in written}
+    kept = {new: written[old] for new, old in enumerate(keep) if old in written}
+    small = {new: {k: _scaled(config, k, v) for k, v in said.items()} for new, said in kept.items()}
     return {"per_layer_config": small} if written else {}
 
 

@@ -42,8 +42,8 @@ def report(rows: list[Row]) -> str:
         lines.append(f"at: {place}")
         if (reason, place) in examples:
             lines.append("e.g. {}: {}".format(*examples[reason, place]))
-        lines.append("types: " + ", ".join(name + ("" if len(methods) > 6 else f" [{' '.join(methods)}]") for name, methods in sorted(types.items())))
-        lines.append("")
+        parts = (name + ("" if len(m) > 6 else f" [{' '.join(m)}]") for name, m in sorted(types.items()))
+        lines += ["types: " + ", ".join(parts), ""]
     unbuilt = [f"- {row['type']}: {row['unbuilt']}" for row in rows if "unbuilt" in row]
     return "\n".join([*lines, f"## not built: {len(unbuilt)}", *unbuilt, ""])
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,13 +18,12 @@ Inputs = dict[str, torch.Tensor]
 def inputs_of(model: PreTrainedModel, kind: Type) -> Inputs:
     """Two examples; in text the second is shorter, padded on the left for a decoder and on the right else."""
     accepted = inspect.signature(type(model).forward).parameters
-    config = model.config.to_dict()
     main = model.main_input_name
     if main == "pixel_values":
         return _pixels(model)
     if main in ("input_features", "input_values"):
         return {**_sound(model, main), **_decoder(model, accepted)}
-    length = max(LENGTH, _smallest(config))
+    length = LENGTH
     ids = _ids(model, length)
     found = {"input_ids": ids}
     if "attention_mask" in accepted:
@@ -33,11 +31,9 @@ def inputs_of(model: PreTrainedModel, kind: Type) -> Inputs:
         edge = slice(0, 2) if kind.kind == "decoder" else slice(length - 2, length)
         mask[1, edge] = 0
         found["attention_mask"] = mask
+    if kind.kind == "other" and "pixel_values" in accepted:
+        found |= _pixels(model)
     return {**found, **_decoder(model, accepted)}
-
-
-def _smallest(config: dict[str, Any]) -> int:
-    return 0
 
 
 def _ids(model: PreTrainedModel, length: int) -> torch.Tensor:
@@ -61,7 +57,8 @@ def _values(config: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _value(model: PreTrainedModel, *names: str, default: int) -> int:
-    found = {name: value for name, value in reversed(list(_values(model.config))) if isinstance(value, int | list | tuple)}
+    sizes = ((name, value) for name, value in _values(model.config) if isinstance(value, int | list | tuple))
+    found = dict(reversed(list(sizes)))
     for name in names:
         if name in found:
             value = found[name]
@@ -86,7 +83,8 @@ def answer(model: PreTrainedModel, inputs: Inputs, *, grad: bool = False) -> tor
     """The logits, or the first floating tensor of the output."""
     with torch.set_grad_enabled(grad):
         out = model(**inputs)
-    found = out["logits"] if "logits" in out else next(v for v in out.values() if isinstance(v, torch.Tensor) and v.is_floating_point())
+    floating = (v for v in out.values() if isinstance(v, torch.Tensor) and v.is_floating_point())
+    found: torch.Tensor = out["logits"] if "logits" in out else next(floating)
     return found[:, -3:] if found.dim() == 3 else found
 
 

@@ -16,8 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 import peftc
-from peftc.compiler import compile as compiled
-from peftc.emit.artifact import emit
+from peftc.emit.artifact import Artifact, emit
 from peftc.errors import PeftcError
 from peftc.graph.sites import Trace
 from peftc.methods import METHODS
@@ -94,7 +93,8 @@ def tried(check: Callable[[], object]) -> Outcome:
 
 def _absent(error: PeftcError) -> bool:
     """Whether the model has no such site at all, or no bias: the method has no place there."""
-    return all(re.search(r"has no site|no layer has|finds nothing to train|has no layers", p.message) for p in error.problems)
+    said = re.compile(r"has no site|no layer has|finds nothing to train|has no layers")
+    return all(said.search(problem.message) for problem in error.problems)
 
 
 def _place(error: BaseException) -> str:
@@ -116,10 +116,12 @@ def spec_of(methods: tuple[str, ...], base: str, task: str | None) -> Spec:
         return load(path)
 
 
-def keeps(kind: Type, model: PreTrainedModel, trace: Trace, methods: tuple[str, ...], inputs: Inputs, *, proved: bool) -> None:
+def keeps(
+    kind: Type, model: PreTrainedModel, trace: Trace, methods: tuple[str, ...], inputs: Inputs, *, proved: bool
+) -> None:
     """Attach to a copy; Broken where a law does not hold."""
     plan = resolve(spec_of(methods, "base", kind.task), trace)
-    attached = attached_to(copy.deepcopy(model), plan, trace, proved=proved)
+    attached = attach(copy.deepcopy(model), emitted(plan, trace, proved=proved))
     before = answer(model, inputs)
     if all(m.identity_at_init for m in METHODS if m.model_fields["method"].default in methods):
         same(answer(attached, inputs), before, "at initialisation it is not the base")
@@ -132,11 +134,10 @@ def keeps(kind: Type, model: PreTrainedModel, trace: Trace, methods: tuple[str, 
         _cached(attached, model, inputs)
 
 
-def attached_to(model: PreTrainedModel, plan: Plan, trace: Trace, *, proved: bool) -> PreTrainedModel:
-    """The steps of peftc.attach on a trace that is there already."""
+def emitted(plan: Plan, trace: Trace, *, proved: bool) -> Artifact:
+    """What a compile emits, on a trace that is there already."""
     program = rewrite(plan, trace)
-    proof = prove(program) if proved else Proof((), 0)
-    return attach(model, emit(program, budget(plan), proof))
+    return emit(program, budget(plan), prove(program) if proved else Proof((), 0))
 
 
 def same(one: torch.Tensor, other: torch.Tensor, law: str) -> None:
@@ -207,12 +208,14 @@ def _equal(one: tuple[torch.Tensor, torch.Tensor], other: tuple[torch.Tensor, to
 
 
 def loads(kind: Type, model: PreTrainedModel, trace: Trace, methods: tuple[str, ...], inputs: Inputs) -> None:
-    """A compile of the saved base, loaded from its folder, is the attached model."""
+    """The emitted files, written and loaded on the saved base, are the attached model."""
     with TemporaryDirectory() as name:
         folder = Path(name)
         model.save_pretrained(folder / "base")
-        spec = spec_of(methods, str(folder / "base"), kind.task)
-        compiled(spec).write(folder)
+        plan = resolve(spec_of(methods, str(folder / "base"), kind.task), trace)
+        artifact = emitted(plan, trace, proved=False)
+        artifact.write(folder)
         loaded: Any = peftc.load(folder / "sweep", base=folder / "base").eval()
-        attached = attached_to(copy.deepcopy(model), resolve(spec, trace), trace, proved=False)
-        same(answer(loaded, inputs), answer(attached, inputs), "the loaded artifact is not the attached model")
+        same(
+            answer(loaded, inputs), answer(attach(copy.deepcopy(model), artifact), inputs), "loaded, it is not attached"
+        )

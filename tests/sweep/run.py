@@ -41,7 +41,8 @@ def row(kind: Type) -> Row:
     if child.is_alive():
         child.kill()
         child.join()
-    return {"type": kind.name, "kind": kind.kind, "seconds": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - began, 1), **found}
+    spent = round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - began, 1)
+    return {"type": kind.name, "kind": kind.kind, "seconds": spent, **found}
 
 
 def _received(receiver: Connection, child: Any) -> Row:
@@ -75,6 +76,7 @@ def _child(kind: Type, sender: Connection) -> None:
         sender.send({"unbuilt": str(reason), "done": True})
         return
     try:
+        sender.send({"has": build.parts(model)})
         sender.send({"peft": peers.outcomes(kind, model)})
         sender.send({"peftc": {name: asdict(o) for name, o in laws.outcomes(kind, model).items()}, "done": True})
     except Exception as error:

@@ -1,0 +1,158 @@
+"""Two models of no library under words of their own: nothing but the flow of the data says what is what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedConfig, PreTrainedModel
+
+
+class LanternConfig(PreTrainedConfig):  # type: ignore[misc]
+    """The sizes of an encoder."""
+
+    model_type = "lantern"
+
+    def __init__(
+        self, words: int = 61, breadth: int = 32, storeys: int = 2, eyes: int = 4, attic: int = 48, damp: float = 0.1,
+        **rest: Any,
+    ) -> None:  # fmt: skip
+        self.words, self.breadth, self.storeys, self.eyes = words, breadth, storeys, eyes
+        self.attic, self.damp = attic, damp
+        super().__init__(**rest)
+
+
+class Stare(nn.Module):
+    """Every place looks at every place that is lit."""
+
+    def __init__(self, sizes: LanternConfig) -> None:
+        super().__init__()
+        self.eyes = sizes.eyes
+        self.ask, self.offer, self.bring = (nn.Linear(sizes.breadth, sizes.breadth) for _ in range(3))
+
+    def forward(self, glow: Tensor, lit: Tensor | None = None) -> Tensor:
+        split = [part(glow).unflatten(-1, (self.eyes, -1)).transpose(1, 2) for part in (self.ask, self.offer, self.bring)]
+        seen = functional.scaled_dot_product_attention(*split, attn_mask=lit)
+        return seen.transpose(1, 2).flatten(2)
+
+
+class Storey(nn.Module):
+    """A stare and an attic, each followed by a calm."""
+
+    def __init__(self, sizes: LanternConfig) -> None:
+        super().__init__()
+        self.stare = Stare(sizes)
+        self.blend = nn.Linear(sizes.breadth, sizes.breadth)
+        self.first_calm, self.second_calm = (nn.LayerNorm(sizes.breadth) for _ in range(2))
+        self.rise, self.fall = nn.Linear(sizes.breadth, sizes.attic), nn.Linear(sizes.attic, sizes.breadth)
+        self.damp = nn.Dropout(sizes.damp)
+
+    def forward(self, glow: Tensor, lit: Tensor | None = None) -> Tensor:
+        glow = self.first_calm(glow + self.damp(self.blend(self.stare(glow, lit=lit))))
+        calm: Tensor = self.second_calm(self.damp(self.fall(functional.gelu(self.rise(glow)))) + glow)
+        return calm
+
+
+class Lantern(PreTrainedModel):
+    """An encoder, the norm after each sum, with a head that tells three things apart."""
+
+    config_class = LanternConfig
+    base_model_prefix = "tower"
+
+    def __init__(self, config: LanternConfig) -> None:
+        super().__init__(config)
+        self.glossary = nn.Embedding(config.words, config.breadth)
+        self.tower = nn.ModuleList(Storey(config) for _ in range(config.storeys))
+        self.verdict = nn.Linear(config.breadth, 3)
+        self.post_init()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor]:
+        lit = None if attention_mask is None else attention_mask[:, None, None, :].bool()
+        glow = self.glossary(input_ids)
+        for storey in self.tower:
+            glow = storey(glow, lit)
+        return (self.verdict(glow),)
+
+
+@dataclass
+class RiverSizes:
+    """The sizes of a causal decoder; eyes share keys and values in groups."""
+
+    words: int = 61
+    breadth: int = 32
+    bends: int = 2
+    eyes: int = 4
+    shared: int = 2
+    delta: int = 40
+    pad_token_id: int = 0
+
+
+class Whirl(nn.Module):
+    """Every place looks back; questions, keys and values come out of one map."""
+
+    def __init__(self, sizes: RiverSizes) -> None:
+        super().__init__()
+        self.span = sizes.breadth // sizes.eyes
+        self.widths = [sizes.breadth, sizes.shared * self.span, sizes.shared * self.span]
+        self.spring = nn.Linear(sizes.breadth, sum(self.widths), bias=False)
+        self.mouth = nn.Linear(sizes.breadth, sizes.breadth, bias=False)
+
+    def forward(self, stream: Tensor, *, banks: Tensor | None) -> Tensor:
+        parts = self.spring(stream).split(self.widths, dim=-1)
+        ask, offer, bring = (part.unflatten(-1, (-1, self.span)).transpose(1, 2) for part in parts)
+        seen = functional.scaled_dot_product_attention(
+            ask, offer, bring, attn_mask=banks, is_causal=banks is None, enable_gqa=True
+        )
+        mouth: Tensor = self.mouth(seen.transpose(1, 2).flatten(2))
+        return mouth
+
+
+class Rapids(nn.Module):
+    """down(silu(gate x) * up x)."""
+
+    def __init__(self, sizes: RiverSizes) -> None:
+        super().__init__()
+        self.sluice, self.swell = (nn.Linear(sizes.breadth, sizes.delta, bias=False) for _ in range(2))
+        self.ebb = nn.Linear(sizes.delta, sizes.breadth, bias=False)
+
+    def forward(self, water: Tensor) -> Tensor:
+        ebb: Tensor = self.ebb(functional.silu(self.sluice(water)) * self.swell(water))
+        return ebb
+
+
+class Bend(nn.Module):
+    """A whirl and rapids, the calm before each."""
+
+    def __init__(self, sizes: RiverSizes) -> None:
+        super().__init__()
+        self.calm, self.stillness = (nn.RMSNorm(sizes.breadth) for _ in range(2))
+        self.whirl, self.rapids = Whirl(sizes), Rapids(sizes)
+
+    def forward(self, stream: Tensor, banks: Tensor | None = None) -> Tensor:
+        stream = stream + self.whirl(self.calm(stream), banks=banks)
+        return stream + self.rapids(self.stillness(stream))
+
+
+class River(nn.Module):
+    """A causal decoder that is a plain module, the norm before each sublayer."""
+
+    def __init__(self, sizes: RiverSizes) -> None:
+        super().__init__()
+        self.config = sizes
+        self.glossary = nn.Embedding(sizes.words, sizes.breadth)
+        self.bends = nn.ModuleList(Bend(sizes) for _ in range(sizes.bends))
+        self.still = nn.RMSNorm(sizes.breadth)
+        self.tell = nn.Linear(sizes.breadth, sizes.words, bias=False)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor]:
+        stream, banks = self.glossary(input_ids), None
+        if attention_mask is not None:
+            length = input_ids.shape[1]
+            back = torch.ones(length, length, dtype=torch.bool, device=input_ids.device).tril()
+            banks = back & attention_mask[:, None, None, :].bool() | torch.eye(length, dtype=torch.bool, device=back.device)
+        for bend in self.bends:
+            stream = bend(stream, banks)
+        return (self.tell(self.still(stream)),)

@@ -1,0 +1,46 @@
+"""A fixed sample of the registry keeps the laws; the list of types is whole; the page is what the results say."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.sweep import run, table
+from tests.sweep.__main__ import FOUND
+from tests.sweep.registry import listed, registered
+
+NO_BIAS = {"bitfit": "none"}
+SAMPLE: dict[str, dict[str, str]] = {
+    "albert": {},
+    "apertus": NO_BIAS,
+    "bart": {},
+    "bert": {},
+    "biogpt": {},
+    "cohere": NO_BIAS,
+    "electra": {},
+    "gemma3_text": NO_BIAS,
+    "gpt2": {},
+    "llama": NO_BIAS,
+    "opt": {},
+    "qwen3": NO_BIAS,
+}
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_sample(name: str) -> None:
+    row = run.row(registered()[name])
+    assert "peftc" in row, row
+    found = {method: outcome for method, outcome in row["peftc"].items() if outcome["state"] != "ok"}
+    assert {method: outcome["state"] for method, outcome in found.items()} == SAMPLE[name], found
+
+
+def test_every_type_is_listed() -> None:
+    names = [name for _, name in listed()]
+    assert len(names) == len(set(names))
+    assert set(registered()) <= set(names)
+
+
+def test_the_page_says_what_was_found() -> None:
+    rows = json.loads(FOUND.read_text("utf-8"))
+    assert FOUND.with_suffix(".md").read_text("utf-8") == table.page(rows)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 from torch import nn
 
 from peftc.emit.artifact import Artifact, emit
+from peftc.errors import Problem, raise_all
 from peftc.plan import Plan, resolve
 from peftc.report.budget import budget
 from peftc.rewrite import rewrite
@@ -18,6 +19,7 @@ from peftc.runtime.proof import prove
 from peftc.spec.load import load as load_spec
 from peftc.spec.schema import Spec
 from peftc.trace import trace_base, trace_model
+from peftc.trace.model import read_config, unknown_keys
 
 __all__ = ["attach", "compile", "load", "planned"]
 
@@ -48,9 +50,18 @@ def planned(spec: Spec | str | Path, stage: Stage = _silent) -> Plan:
     """Every method at every site of the base."""
     written = spec if isinstance(spec, Spec) else load_spec(spec)
     stage("tracing the base")
+    raise_all(_unknown(written))
     trace = trace_base(written.base)
     stage("resolving the selectors")
     return resolve(written, trace)
+
+
+def _unknown(spec: Spec) -> Iterator[Problem]:
+    """Keys of the written config that its class does not know: transformers would take them in silence."""
+    read_config(spec.base)
+    for key, near in unknown_keys(spec.base):
+        hint = f"did you mean {near}?" if near else "remove it: it would have no effect"
+        yield Problem(f"the base's config has no {key!r}", spec.origin.key("base", "config", key), hint)
 
 
 def attach(model: M, spec: Spec | str | Path) -> M:

@@ -109,6 +109,8 @@ def samples(tiny: Tiny) -> dict[str, list[Entry]]:
     found = dict(_alone(tiny))
     everything = [entry(method, **quiet(method, tiny)) for method in METHODS if offered(method, tiny)]
     found["everything"] = everything
+    quiet_ones = [made for made in everything if _made(made).identity_at_init]
+    found["every identity"] = quiet_ones
     found["by layer"] = list(_by_layer(tiny))
     found["nothing gated"] = [entry(method) for method in METHODS if offered(method, tiny)]
     if not tiny.causal:

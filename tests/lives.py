@@ -46,8 +46,8 @@ def random_base(spec: str, folder: Path) -> Path:
     """Random weights for the base of a spec, as plain transformers saves them."""
     torch.manual_seed(3)
     written = loads(spec).base
-    meta = build(written)
-    model = type(meta)(AutoConfig.for_model(**(written.config or {})))
+    config: dict[str, Any] = dict(written.config or {})
+    model = type(build(written))(AutoConfig.for_model(**config))
     model.save_pretrained(folder)
     return folder
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 from transformers import PreTrainedConfig, PreTrainedModel
 
 
-class LanternConfig(PreTrainedConfig):  # type: ignore[misc]
+class LanternConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     """The sizes of an encoder."""
 
     model_type = "lantern"
@@ -34,8 +34,9 @@ class Stare(nn.Module):
         self.ask, self.offer, self.bring = (nn.Linear(sizes.breadth, sizes.breadth) for _ in range(3))
 
     def forward(self, glow: Tensor, lit: Tensor | None = None) -> Tensor:
-        split = [part(glow).unflatten(-1, (self.eyes, -1)).transpose(1, 2) for part in (self.ask, self.offer, self.bring)]
-        seen = functional.scaled_dot_product_attention(*split, attn_mask=lit)
+        parts = [part(glow) for part in (self.ask, self.offer, self.bring)]
+        ask, offer, bring = (part.unflatten(-1, (self.eyes, -1)).transpose(1, 2) for part in parts)
+        seen = functional.scaled_dot_product_attention(ask, offer, bring, attn_mask=lit)
         return seen.transpose(1, 2).flatten(2)
 
 
@@ -56,7 +57,7 @@ class Storey(nn.Module):
         return calm
 
 
-class Lantern(PreTrainedModel):
+class Lantern(PreTrainedModel):  # type: ignore[no-untyped-call]
     """An encoder, the norm after each sum, with a head that tells three things apart."""
 
     config_class = LanternConfig
@@ -67,7 +68,7 @@ class Lantern(PreTrainedModel):
         self.glossary = nn.Embedding(config.words, config.breadth)
         self.tower = nn.ModuleList(Storey(config) for _ in range(config.storeys))
         self.verdict = nn.Linear(config.breadth, 3)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor]:
         lit = None if attention_mask is None else attention_mask[:, None, None, :].bool()
@@ -133,7 +134,8 @@ class Bend(nn.Module):
 
     def forward(self, stream: Tensor, banks: Tensor | None = None) -> Tensor:
         stream = stream + self.whirl(self.calm(stream), banks=banks)
-        return stream + self.rapids(self.stillness(stream))
+        onward: Tensor = stream + self.rapids(self.stillness(stream))
+        return onward
 
 
 class River(nn.Module):
@@ -150,9 +152,9 @@ class River(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor]:
         stream, banks = self.glossary(input_ids), None
         if attention_mask is not None:
-            length = input_ids.shape[1]
-            back = torch.ones(length, length, dtype=torch.bool, device=input_ids.device).tril()
-            banks = back & attention_mask[:, None, None, :].bool() | torch.eye(length, dtype=torch.bool, device=back.device)
+            itself = torch.eye(input_ids.shape[1], dtype=torch.bool, device=input_ids.device)
+            back = torch.ones_like(itself).tril()
+            banks = back & attention_mask[:, None, None, :].bool() | itself
         for bend in self.bends:
             stream = bend(stream, banks)
         return (self.tell(self.still(stream)),)

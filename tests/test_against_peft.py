@@ -20,7 +20,8 @@ from tests.zoo import DECODERS, ZOO, Tiny, fresh, inputs, named
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft.*")
 LENGTH, HIDDEN = 4, 9
-Pairs = list[tuple[str, Tensor, Callable[[Tensor], Tensor]]]  # ours, theirs, and the part of theirs that ours is
+Pair = tuple[str, Tensor, Callable[[Tensor], Tensor]]  # ours, theirs, and the part of theirs that ours is
+Pairs = list[Pair]
 
 
 def compiled(tiny: Tiny, entry: Entry) -> tuple[tuple[Placement, ...], Artifact]:
@@ -76,7 +77,7 @@ def compare(ours: Any, theirs: Any, pairs: Pairs, tiny: Tiny, shift: int = 0, to
             torch.testing.assert_close(found, expected, atol=scale * tolerance, rtol=tolerance)
             for one, output in ((ours, found), (theirs, expected)):
                 one.zero_grad()
-                output.float().square().mean().backward()
+                output.float().square().mean().backward()  # type: ignore[no-untyped-call]
             gradients(ours, pairs, tolerance)
 
 
@@ -145,7 +146,11 @@ def test_ia3(tiny: Tiny) -> None:
     sites = ("q", "k", "v", "ffn_down") if fused(tiny) else ("k", "v", "ffn_down")
     base = fresh(tiny)
     inner = suffixes(tiny, ("ffn_down",))
-    options = {"target_modules": suffixes(tiny, sites), "feedforward_modules": inner, "fan_in_fan_out": fused(tiny)}
+    options: dict[str, Any] = {
+        "target_modules": suffixes(tiny, sites),
+        "feedforward_modules": inner,
+        "fan_in_fan_out": fused(tiny),
+    }
     theirs: Any = peft.get_peft_model(copy.deepcopy(base), peft.IA3Config(**options))
     move(p for name, p in theirs.named_parameters() if "ia3_l" in name)
     placements, artifact = compiled(tiny, {"method": "ia3", "at": list(sites)})
@@ -174,7 +179,7 @@ def test_prefix(tiny: Tiny, projection: bool) -> None:
     compare(copied(ours, pairs), theirs, pairs, tiny, shift=LENGTH)
 
 
-def _tables(placements: tuple[Placement, ...], encoder: Any) -> Iterator[tuple[str, Tensor, Callable[[Tensor], Tensor]]]:
+def _tables(placements: tuple[Placement, ...], encoder: Any) -> Iterator[Pair]:
     for index, placed in enumerate(placements):
         for offset, word in enumerate(("key", "value")):
 

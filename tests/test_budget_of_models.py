@@ -90,7 +90,6 @@ def test_gpt2_medium_prefix(length: int, trained: int, percent: float) -> None:
     assert round(found.trained_percent_of_total(), 4) == percent
 
 
-@pytest.mark.slow  # an encoder-decoder is traced layer by layer
 def test_t5_large_prefix_of_the_decoder() -> None:
     found = counted("{method: prefix, length: 20, towers: [decoder], at: [attention]}", T5_LARGE)
     assert found.total.trained == 983_040

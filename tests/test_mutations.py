@@ -25,21 +25,22 @@ seed: 3
 dtype: float32
 methods:
   - {preset: unipelt-aplb, lora: {rank: 2, gate: {kind: sequence, scope: site}}, adapter: {bottleneck: 2}}
-  - {method: prefix, length: 2, reparametrize: {hidden: 3}, layers: "0, 2-", again: true,
+  - {method: prefix, length: 2, reparametrize: {hidden: 3}, layers: "2-", again: true,
      gate: {kind: central, shared: g}}
-  - {method: lora, at: [q, ffn_up], rank: 2, alpha: 1.5, layers: last 2, gate: {kind: central, shared: g}, again: true}
+  - {method: lora, at: [q, k], rank: 2, alpha: 1.5, layers: "2, 3", gate: {kind: central, shared: g}, again: true}
   - {method: ia3, at: [k, v], layers: even, gate: constant}
   - {method: norm, layers: 1}
   - {method: adapter, variant: parallel, reduction: 4, scale: 4, layers: 0-1, again: true, gate: masked}
 train: [head, "pooler*"]
-budget: {trained: "<= 90%", stored: < 100000}
+budget: {trained: "<= 2000%", stored: < 100000}
 """
 TEXTS = (GOOD, *(path.read_text("utf-8") for path in sorted(SPECS.glob("*.yaml"))))
 TOKEN = re.compile(r"[A-Za-z_][\w.-]*|\d[\d.e%-]*|\s+|[^\w\s]")
 WORDS = sorted({token for text in TEXTS for token in TOKEN.findall(text)})
 ODD = st.sampled_from(
     ["-1", "0", "1e400", "99999999999999999999", "null", "~", "true", "[]", "{}", "''", "*", "**", "[",
-     "!!python/name:os", "&a", "*a", "<<", "../x", "0-", "-0", "5-1", "all", "lora", "\t", "\x00", "\u2028", "\ufeff", "é", "％", "½", "٣",
+     "!!python/name:os", "&a",
+     "*a", "<<", "../x", "0-", "-0", "5-1", "all", "lora", "\t", "\x00", "\u2028", "\ufeff", "é", "％", "½", "٣",
      "😀", "\ud83d", "nan", ".inf", "__class__", "{x}", "%s", "a" * 300]
 )  # fmt: skip
 FRESH = ODD | st.sampled_from(WORDS) | st.text(max_size=4)

@@ -24,7 +24,7 @@ from tests.zoo import Tiny, fresh, inputs
 class Renamed(Tiny):
     """A model that its own constructor makes."""
 
-    make: Callable[[], Any] = River
+    make: Callable[[], Any] = lambda: River(RiverSizes())
 
     def config(self, **changes: Any) -> dict[str, Any]:
         return {"model_type": "bert"}  # a spec needs some base; attaching looks at the model alone
@@ -44,9 +44,9 @@ BOTH = (
     Renamed("river", {}, None, causal=True, attentions=(None,), make=lambda: River(RiverSizes())),
 )
 CASES = pytest.mark.parametrize("case", [Case(tiny, name) for tiny in BOTH for name in samples(tiny)], ids=str)
+FEW = pytest.mark.parametrize("case", [Case(tiny, name) for tiny in BOTH for name in laws.SHORT[:-1]], ids=str)
 LAWS = (
     laws.test_every_addition_has_an_effect,
-    laws.test_what_trains,
     laws.test_formulas_are_counts,
     laws.test_disabled_is_the_base,
     laws.test_the_state_of_the_base_keeps_its_names,
@@ -64,10 +64,15 @@ def test_every_site_is_found() -> None:
     assert tried == {word(method) for method in METHODS}
 
 
-@CASES
+@FEW
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__.removeprefix("test_"))
 def test_laws(case: Case, law: Callable[[Case], None]) -> None:
     law(case)
+
+
+@CASES
+def test_what_trains(case: Case) -> None:
+    laws.test_what_trains(case)
 
 
 @CASES
@@ -76,7 +81,7 @@ def test_identity(case: Case) -> None:
         laws.test_identity_at_init(case, dtype)
 
 
-@CASES
+@FEW
 def test_adapter_files(case: Case, tmp_path: Path) -> None:
     laws.test_adapter_files(case, tmp_path)
 

@@ -20,6 +20,7 @@ _ENCODER = {
     "max_position_embeddings": 40,
 }  # fmt: skip
 _DECODER = {**_ENCODER, "num_key_value_heads": 2, "attention_dropout": 0.1}
+_GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,13 +56,24 @@ ZOO = (
     Tiny("roberta", {**_ENCODER, "pad_token_id": 1}, "masked-lm"),
     Tiny("distilbert", {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48}, "token-classification"),
     Tiny("electra", {**_ENCODER, "embedding_size": 16}, None),
-    Tiny("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "bos_token_id": 1, "eos_token_id": 2}, "causal-lm", causal=True),
+    Tiny("gpt2", {**_GPT, "bos_token_id": 1, "eos_token_id": 2}, "causal-lm", causal=True),
     Tiny("llama", _DECODER, "causal-lm", causal=True),
     Tiny("qwen2", {**_DECODER, "num_key_value_heads": 1}, "causal-lm", causal=True),
     Tiny("qwen3", {**_DECODER, "head_dim": 12}, "causal-lm", causal=True),
 )
 ENCODERS = tuple(tiny for tiny in ZOO if not tiny.causal)
 DECODERS = tuple(tiny for tiny in ZOO if tiny.causal)
+
+
+def sized(tiny: Tiny, *, heads: int, span: int, groups: int, depth: int, inner: int) -> Tiny:
+    """The same architecture in other sizes: `groups` are the heads of keys and values, where it shares them."""
+    sizes = {
+        "hidden_size": heads * span, "n_embd": heads * span, "dim": heads * span, "num_hidden_layers": depth,
+        "n_layer": depth, "n_layers": depth, "num_attention_heads": heads, "n_head": heads, "n_heads": heads,
+        "num_key_value_heads": groups, "intermediate_size": inner, "hidden_dim": inner, "head_dim": span + 2,
+    }  # fmt: skip
+    changed = {key: sizes.get(key, value) for key, value in tiny.settings.items()}
+    return Tiny(tiny.name, changed, tiny.task, tiny.causal)
 
 
 def named(name: str) -> Tiny:
@@ -83,12 +95,12 @@ def fresh(tiny: Tiny, attention: str = "sdpa") -> Any:
     return copy.deepcopy(_cached(tiny, attention))
 
 
-def inputs(model: Any, padded: bool = False, *, causal: bool = False, batch: int = 3, length: int = 9) -> dict[str, Any]:
+def inputs(model: Any, padded: bool = False, *, causal: bool = False, length: int = 9) -> dict[str, Any]:
     """Token ids, with a mask where padded: the second example lacks two tokens, the third five; decoders pad left."""
-    ids = torch.randint(4, VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(length))
+    ids = torch.randint(4, VOCABULARY, (3, length), generator=torch.Generator().manual_seed(length))
     if not padded:
         return {"input_ids": ids}
-    missing = torch.tensor([0, 2, 5, 3])[:batch, None]
+    missing = torch.tensor([0, 2, 5])[:, None]
     places = torch.arange(length)[None]
     mask = (places >= missing if causal else places < length - missing).long()
     return {"input_ids": torch.where(mask.bool(), ids, model.config.pad_token_id), "attention_mask": mask}

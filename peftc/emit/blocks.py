@@ -56,7 +56,7 @@ def blocks(graph: fx.Graph) -> Body:
     slots = {t for items in unpacked.values() for t in items if t is not None}
     inline = _inline(graph, phis, slots, unpacked)
     rows = _rows(graph, inline, phis, slots, unpacked)
-    items = _nest(rows, 0)
+    items = _with_conditions(_nest(rows, 0), inline)
     _number(items, 1)
     return Body(items, frozenset(inline))
 
@@ -193,6 +193,21 @@ def _branch(condition: str | fx.Node, members: Sequence[tuple[tuple[Guard, ...],
     true = _nest([(g, r) for g, r in inside if g[depth].branch], depth + 1)
     false = _nest([(g, r) for g, r in inside if not g[depth].branch], depth + 1)
     return Branch(condition, true, false, phis)
+
+
+def _with_conditions(items: list[Item], inline: set[fx.Node]) -> list[Item]:
+    """Unnamed conditions move into the one `if` behind them that asks for them."""
+    asked = [item.condition for item in flat(items) if isinstance(item, Branch)]
+    kept: list[Item] = []
+    for item, behind in zip(items, [*items[1:], None], strict=True):
+        if isinstance(item, Branch):
+            item.if_true, item.if_false = (_with_conditions(side, inline) for side in (item.if_true, item.if_false))
+        elif isinstance(behind, Branch) and behind.condition is item.node and not _hints(item.node):
+            if not item.node.users and asked.count(item.node) == 1:
+                inline.add(item.node)
+                continue
+        kept.append(item)
+    return kept
 
 
 def _number(items: list[Item], start: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import keyword
 import re
 from collections.abc import Iterable, Iterator
@@ -129,7 +130,7 @@ def _fallback(node: fx.Node) -> str:
         return "shape"
     text = str(node.target) if isinstance(node.target, str) else getattr(node.target, "__name__", "value")
     word = re.sub(r"\W|^(?=\d)", "_", text.rsplit(".", 1)[-1]).strip("_").lower()
-    return word if word.isidentifier() else "value"
+    return word if word.isidentifier() and word not in vars(builtins) else "value"
 
 
 def _candidates(hints: list[str]) -> Iterator[str]:

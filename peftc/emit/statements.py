@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -73,6 +74,9 @@ class _Lines:
             return wrapped(f"return {self._returned(node.args[0])}")
         if node.target is assume:
             return self._check(node)
+        if node.target is operator.setitem:
+            subject, key, item = (self.printer.value(a, 10) for a in node.args)
+            return wrapped(f"{subject}[{key}] = {item}")
         value = self.printer.value(node) if node.op == "placeholder" else self.printer.node(node)
         if statement.targets:
             left = ", ".join(self._target(t) for t in statement.targets)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -32,8 +33,7 @@ def flow(graph: fx.Graph) -> Flow:
 def sources(node: fx.Node) -> list[fx.Node]:
     """The nodes whose data a node holds."""
     if node.target is choose:
-        plain = [a for a in node.args[1:] if isinstance(a, fx.Node)]
-        return [a for a in plain if not a.meta.get("guard")] or plain
+        return [a for a in node.args[1:] if isinstance(a, fx.Node)]
     if node.target is operator.getitem and isinstance(node.args[0], fx.Node) and isinstance(node.args[1], int):
         return _item_sources(node.args[0], node.args[1]) or [node.args[0]]
     return [n for n in node.all_input_nodes if holds_tensor(n)]
@@ -54,7 +54,7 @@ def _leaves(value: Any) -> Iterator[Any]:
 def _item_sources(node: fx.Node, index: int) -> list[fx.Node]:
     """The inputs that one item of a function's tuple depends on, seen by what requires a gradient."""
     inputs = [n for n in node.all_input_nodes if isinstance(n.meta.get("value", (None,))[0], torch.Tensor)]
-    if node.op != "call_function" or len(inputs) < 2 or not getattr(node.target, "__module__", ""):
+    if node.op not in ("call_function", "call_method") or len(inputs) < 2:
         return []
     return [n for n in inputs if _depends(node, index, n)]
 
@@ -62,14 +62,21 @@ def _item_sources(node: fx.Node, index: int) -> list[fx.Node]:
 def _depends(node: fx.Node, index: int, source: fx.Node) -> bool:
     def example(n: fx.Node) -> Any:
         value = n.meta["value"][0]
-        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
-            return value
-        return value.detach().clone().requires_grad_(n is source)
+        if not isinstance(value, torch.Tensor):
+            return copy.deepcopy(value)
+        return value.detach().clone().requires_grad_(n is source) if value.is_floating_point() else value
 
-    assert callable(node.target)
+    args, kwargs = fx.node.map_arg(node.args, example), fx.node.map_arg(node.kwargs, example)
     with torch.enable_grad():
-        items = node.target(*fx.node.map_arg(node.args, example), **fx.node.map_arg(node.kwargs, example))
+        items = _called(node, args, kwargs)
     return isinstance(items[index], torch.Tensor) and items[index].requires_grad
+
+
+def _called(node: fx.Node, args: Any, kwargs: Any) -> Any:
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    assert callable(node.target)
+    return node.target(*args, **kwargs)
 
 
 def upstream(graph: Flow, start: fx.Node, wanted: Callable[[fx.Node], bool]) -> list[fx.Node]:
@@ -139,7 +146,4 @@ def _move(node: fx.Node, held: dict[fx.Node, Any]) -> Any:
         return held[n] if n in held else n.meta["value"][0]
 
     args, kwargs = fx.node.map_arg(node.args, value), fx.node.map_arg(node.kwargs, value)
-    if node.op == "call_method":
-        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    assert callable(node.target)
-    return node.target(*args, **kwargs)
+    return _called(node, args, kwargs)

@@ -156,6 +156,10 @@ class Editor:
             if not (isinstance(before, fx.Node) and before.meta.get("names")):
                 part.meta["names"] = [name]
         joined.meta["comment"] = self._comment
+        for name, bias in slots.biases(call, states):
+            wider = self.apply("beside_prefix", bias, tables)
+            _inherit(wider, bias)
+            call.update_kwarg(name, wider)
         slots.write(call, key, parts)
         self._keys[site.name] = parts[0]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import fx, nn
 from torch.fx.node import Argument
 
@@ -53,6 +54,19 @@ def write(call: fx.Node, key: fx.Node, parts: Sequence[fx.Node]) -> None:
     if options.get("is_causal") is not None:
         options["is_causal"] = False
     call.args, call.kwargs = tuple(args), options
+
+
+def biases(call: fx.Node, states: Sequence[Argument]) -> list[tuple[str, fx.Node]]:
+    """Further keyword arguments with a number for each key: what is added to the scores, such as relative positions."""
+    key = states[1]
+    assert isinstance(key, fx.Node)
+    named = [(n, v) for n, v in call.kwargs.items() if isinstance(v, fx.Node) and v not in states]
+    return [(name, node) for name, node in named if _per_key(node, key)]
+
+
+def _per_key(node: fx.Node, key: fx.Node) -> bool:
+    pairs = list(zip(node.meta.get("value", ()), key.meta.get("value", ()), strict=False))
+    return bool(pairs) and all(isinstance(b, torch.Tensor) and b.dim() == 4 and b.shape[-1] == k.shape[2] for b, k in pairs)
 
 
 def causal(call: fx.Node, otherwise: bool) -> bool | fx.Node:

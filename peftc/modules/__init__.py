@@ -5,7 +5,7 @@ from peftc.modules.dtype import added
 from peftc.modules.gate import CentralGate, ConstantGate, MaskedGate, SequenceGate, TokenGate
 from peftc.modules.ia3 import IA3
 from peftc.modules.lora import LoRA, LoRAEmbedding
-from peftc.modules.prefix import Prefix, PrefixSlice, PrefixTrunk, with_prefix
+from peftc.modules.prefix import Prefix, PrefixSlice, PrefixTrunk, beside_prefix, with_prefix
 
 __all__ = [
     "IA3",
@@ -21,5 +21,6 @@ __all__ = [
     "SequenceGate",
     "TokenGate",
     "added",
+    "beside_prefix",
     "with_prefix",
 ]

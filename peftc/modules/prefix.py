@@ -99,3 +99,8 @@ def with_prefix(
         raise TypeError(f"a prefix needs a mask that is a tensor or None, not {type(mask).__name__}: use sdpa or eager")
     seen = mask.new_full((*mask.shape[:-1], length), 0 if mask.is_floating_point() else 1)
     return joined(prefix[0], key), joined(prefix[1], value), torch.cat([seen, mask], dim=-1)
+
+
+def beside_prefix(bias: torch.Tensor, prefix: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """What is added to the scores of the keys (..., queries, keys), with zeros for the prefix before them."""
+    return nn.functional.pad(bias, (prefix[0].shape[0], 0))

@@ -129,8 +129,14 @@ def _unchanged(node: fx.Node, before: dict[str, fx.Node], replaced: dict[str, st
 def without_idle(graph: fx.Graph) -> None:
     """Drop the markers, and reads that nothing reads."""
     for node in reversed(list(graph.nodes)):
-        if not node.users and node.target in IDLE:
+        if not node.users and (node.target in IDLE or _is_idle_read(node)):
             graph.erase_node(node)
+
+
+def _is_idle_read(node: fx.Node) -> bool:
+    """A question to a cache whose answer, a number, is not used."""
+    asked = node.op == "call_method" and str(node.target).startswith("get")
+    return asked and isinstance(node.meta.get("value", ("",))[0], int | None)
 
 
 def _sink(graph: fx.Graph, additions: set[str]) -> None:

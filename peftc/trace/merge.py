@@ -57,6 +57,7 @@ class _Merger:
         self.graph = fx.Graph()
         self.true: Table = {}
         self.false: Table = {}
+        self.widened: set[fx.Node] = set()
 
     def run(self, true: list[fx.Node], false: list[fx.Node]) -> fx.Graph:
         keys = [[n.meta["key"] for n in side] for side in (true, false)]
@@ -73,7 +74,7 @@ class _Merger:
 
     def _only(self, node: fx.Node, table: Table, branch: bool) -> None:
         copy = self._copy(node, table, _mapped(node.args, table), _mapped(node.kwargs, table))
-        if node.op != "placeholder" and node.target is not choose and not self._is_size(node):
+        if node.op != "placeholder" and not self._is_size(node):
             if self.condition is None:
                 fail(f"{node} is computed in some calls only, and nothing says in which")
             copy.meta["guard"] = (Guard(self.condition, branch), *copy.meta["guard"])
@@ -81,13 +82,50 @@ class _Merger:
 
     def _both(self, a: fx.Node, b: fx.Node) -> None:
         if a.target is assume and a.args[1] != b.args[1]:
-            self.condition = self.true[a.args[0]] if isinstance(a.args[0], fx.Node) else self.condition
+            self._decided(a, b)
+            return
+        guard = self._common(a, b)
+        if guard is None:
+            self._only(a, self.true, True)
+            self._only(b, self.false, False)
             return
         args = self._reconcile(_mapped(a.args, self.true), _mapped(b.args, self.false))
         kwargs = self._reconcile(_mapped(a.kwargs, self.true), _mapped(b.kwargs, self.false))
         copy = self._copy(a, self.true, args, kwargs)
+        copy.meta["guard"] = guard
         copy.meta["names"] = list(dict.fromkeys([*a.meta.get("names", ()), *b.meta.get("names", ())]))
         self.true[a] = self.false[b] = copy
+
+    def _decided(self, a: fx.Node, b: fx.Node) -> None:
+        """A branch that the two traces took differently: the condition, or a check on either side."""
+        if self.condition is None and isinstance(a.args[0], fx.Node):
+            self.condition = self.true[a.args[0]]
+        else:
+            self._only(a, self.true, True)
+            self._only(b, self.false, False)
+
+    def _common(self, a: fx.Node, b: fx.Node) -> tuple[Guard, ...] | None:
+        """The guard of a node of both traces: where one trace has a further condition, it is made to hold in the other.
+
+        None where each has a condition that the other lacks.
+        """
+        ours, theirs = moved(a.meta.get("guard", ()), self.true), moved(b.meta.get("guard", ()), self.false)
+        longer, shorter = (ours, theirs) if len(ours) >= len(theirs) else (theirs, ours)
+        further = [g for g in longer if g not in shorter]
+        if len(longer) - len(further) != len(shorter) or not all(isinstance(g.condition, fx.Node) for g in further):
+            return None
+        return tuple(self._widened(g, longer is ours) if g in further else g for g in longer)
+
+    def _widened(self, guard: Guard, true: bool) -> Guard:
+        """A guard that only one trace has, whose condition takes the guard's own branch in the other."""
+        table = self.true if true else self.false
+        own = guard.condition
+        if own in self.widened:
+            return guard
+        condition = self._choice(own, guard.branch) if true else self._choice(guard.branch, own)
+        table.update({node: condition for node, mapped in table.items() if mapped is own})
+        self.widened.add(condition)
+        return Guard(condition, guard.branch)
 
     def _is_size(self, node: fx.Node) -> bool:
         """A number that another trace knew as a constant: reading it is free, whatever the branch."""

@@ -6,7 +6,7 @@ import builtins
 import operator
 import sys
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -26,9 +26,9 @@ LITERALS = (int, float, str, complex, type(None), type(...), torch.dtype, torch.
 class Tracer(fx.proxy.TracerBase):
     """Traces one unit.  `leaves` are the modules that stay calls; everything else with children is inlined."""
 
-    def __init__(self, unit: nn.Module, leaves: frozenset[nn.Module]) -> None:
+    def __init__(self, unit: nn.Module, leaves: frozenset[nn.Module], against: frozenset[Hashable] = frozenset()) -> None:
         self.graph = fx.Graph()
-        self.unit, self.leaves = unit, leaves
+        self.unit, self.leaves, self.against = unit, leaves, against
         self.paths = {module: path for path, module in unit.named_modules()}
         self.paused = 0
         self.module_stack = OrderedDict()
@@ -149,14 +149,16 @@ class Tracer(fx.proxy.TracerBase):
         outcomes = {bool(p) for p in value.points}
         if len(outcomes) > 1:
             fail(f"a branch on {value.node} that depends on the input's shape")
-        outcome = outcomes.pop()
-        self.assume(value, outcome)
-        return outcome
+        check = self.assume(value, outcomes.pop())
+        if check.meta["key"] in self.against:
+            check.args = (check.args[0], not check.args[1], check.args[2])
+        return bool(check.args[1])
 
-    def assume(self, condition: Any, outcome: bool) -> None:
+    def assume(self, condition: Any, outcome: bool) -> fx.Node:
         """Emit a check: the branch that was taken here holds for no other truth of this condition."""
         message = f"{type(self.unit).__name__} was compiled for another kind of input: compile it again for this one"
-        self.create_proxy("call_function", assume, (condition, outcome, message), {})
+        check: Value = self.create_proxy("call_function", assume, (condition, outcome, message), {})
+        return check.node
 
     def typed(self, value: Value, kinds: Any, outcome: bool) -> None:
         """Emit a check of an argument's type, where it is no tensor and no number that the base itself makes."""
@@ -196,9 +198,16 @@ def _constant(target: Any, args: tuple[Any, ...], points: tuple[Point, Point]) -
     """The value of a node that no input can change, in a tuple; None where it must stay a node."""
     if target in (operator.setitem, enter, leave, assume) or type(points[0]) not in (int, float, str):
         return None
-    if target is getattr and isinstance(args[0].meta["value"][0], LIMITS):
+    if _of_dtype(target, args):
         return None
     return (points[0],) if points[0] == points[1] else None
+
+
+def _of_dtype(target: Any, args: tuple[Any, ...]) -> bool:
+    """Whether a number depends on a dtype: both examples have the same one, but others may not."""
+    if target is getattr and isinstance(args[0].meta["value"][0], LIMITS):
+        return True
+    return any(isinstance(a, fx.Node) and type(a.meta["value"][0]) is float for a in args)
 
 
 def _is_user(code: CodeType) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from peftc.graph.branches import assume
+from peftc.graph.branches import assume, choose
 from peftc.trace.calls import Recorded, Recording, parameters, record
 from peftc.trace.inputs import POINTS, SCENARIOS, Scenario
 from peftc.trace.merge import merge, merged_by_decisions
@@ -21,6 +22,7 @@ from peftc.trace.tracer import UNTRACEABLE, Tracer
 from peftc.trace.values import Argument, TraceFailure
 
 TRAINING = "self.training"
+MOST = 4  # branches on a dtype of which every combination is traced; beyond that, checks
 Call = tuple[Recorded, ...]
 
 
@@ -84,7 +86,7 @@ class UnitTracer:
         """One graph of the forward over every scenario seen, training and not."""
         if not self.calls:
             raise TraceFailure(f"{type(self.module).__name__} is never called")
-        graph = self._merged(self.calls, self._attentions())
+        graph = self._merged(self._distinct(), self._attentions())
         for name in self._left_out():
             if self._matters(name):
                 _check_none(graph, name, type(self.module).__name__)
@@ -102,6 +104,29 @@ class UnitTracer:
         eager = self._once(_arguments(self.module, self.calls[0]), False, "eager")
         return ("eager", own) if _keys(eager) != _keys(self.sketch()) else (own,)
 
+    def _distinct(self) -> list[Call]:
+        """The calls without those that only leave out parameters which are handed on unread."""
+        optional = [n for n in parameters(self.module) if {_given(c, n) for c in self.calls} == {True, False}]
+        first = {n: next(c for c in self.calls if _given(c, n)) for n in optional}
+        handed = {n for n in optional if self._handed_on(first[n], n)}
+        names = [self._names(c) for c in self.calls]
+        return [c for c, own in zip(self.calls, names, strict=True) if not any(own < n <= own | handed for n in names)]
+
+    def _names(self, call: Call) -> set[str]:
+        return {name for name in parameters(self.module) if _given(call, name)}
+
+    def _handed_on(self, call: Call, name: str) -> bool:
+        """Whether the forward does the same without this parameter, but for handing on None instead."""
+        without = tuple(replace(r, named={k: v for k, v in r.named.items() if k != name}) for r in call)
+        try:
+            one, other = (self._once(_arguments(self.module, c), False, None) for c in (call, without))
+        except UNTRACEABLE:
+            return False
+        condition = f"{name} is not None"
+        both = merge(one, other, condition)
+        guarded = any(g.condition == condition for n in both.nodes for g in n.meta.get("guard", ()))
+        return not guarded and not any(n.target is choose and n.args[0] == condition for n in both.nodes)
+
     def _merged(self, calls: Sequence[Call], attentions: tuple[str | None, ...]) -> fx.Graph:
         """Split at the first parameter that only some of the calls give, then at what was computed."""
         for name in parameters(self.module):
@@ -109,14 +134,29 @@ class UnitTracer:
             if all(sides):
                 true, false = (self._merged(side, attentions) for side in sides)
                 return merge(true, false, f"{name} is not None")
-        return merged_by_decisions([self._call(call, attentions) for call in calls])
+        return merged_by_decisions([graph for call in calls for graph in self._branches(call, attentions)])
 
-    def _call(self, call: Call, attentions: tuple[str | None, ...]) -> fx.Graph:
+    def _branches(self, call: Call, attentions: tuple[str | None, ...]) -> list[fx.Graph]:
+        """The graph of one call, and of every other way through its branches on a dtype: examples have only one."""
+        arguments = _arguments(self.module, call)
+        forced = [key for key in dtype_decisions(self._once(arguments, False, None)) if self._can_take(arguments, key)]
+        ways = itertools.product((False, True), repeat=len(forced)) if len(forced) <= MOST else [()]
+        return [self._call(call, attentions, frozenset(itertools.compress(forced, way))) for way in ways]
+
+    def _can_take(self, arguments: list[Argument], key: Hashable) -> bool:
+        """Whether the other side of a branch can be traced; where it cannot, its check stays."""
+        try:
+            self._once(arguments, False, None, frozenset({key}))
+        except UNTRACEABLE:
+            return False
+        return True
+
+    def _call(self, call: Call, attentions: tuple[str | None, ...], against: frozenset[Hashable]) -> fx.Graph:
         """The graph of one call, training or not, under each attention."""
         arguments = _arguments(self.module, call)
         graphs = []
         for attention in attentions:
-            train, evaluate = (self._once(arguments, training, attention) for training in (True, False))
+            train, evaluate = (self._once(arguments, training, attention, against) for training in (True, False))
             graphs.append(merge(train, evaluate, TRAINING))
         return graphs[0] if len(graphs) == 1 else merge(*graphs, 'self.config._attn_implementation == "eager"')
 
@@ -136,8 +176,11 @@ class UnitTracer:
         same = _keys(other, but=name) == _keys(self.sketch(), but=name)
         return not same or any(n.users for n in other.nodes if n.op == "placeholder" and n.target == name)
 
-    def _once(self, arguments: list[Argument], training: bool, attention: str | None) -> fx.Graph:
-        tracer = Tracer(self.module, self.leaves)
+    def _once(
+        self, arguments: list[Argument], training: bool, attention: str | None, against: frozenset[Hashable] = frozenset()
+    ) -> fx.Graph:
+        """One trace; the decisions of `against` go the other way."""
+        tracer = Tracer(self.module, self.leaves, against)
         before = [(m, m.training) for m in self.module.modules()]
         self.module.train(training)
         try:
@@ -146,6 +189,16 @@ class UnitTracer:
         finally:
             for m, mode in before:
                 m.training = mode
+
+
+def dtype_decisions(graph: fx.Graph) -> list[Hashable]:
+    """The keys of the branches of a trace that ask for a dtype."""
+    asked = [n for n in graph.nodes if n.target is assume and isinstance(n.args[0], fx.Node)]
+    return [n.meta["key"] for n in asked if any(_is_dtype(a) for a in n.args[0].args)]
+
+
+def _is_dtype(value: object) -> bool:
+    return isinstance(value.meta["value"][0] if isinstance(value, fx.Node) else value, torch.dtype)
 
 
 def _keys(graph: fx.Graph, but: str = "") -> list[object]:

@@ -16,6 +16,7 @@ from peftc.graph.branches import SelfReference, assume, enter, leave
 
 EXTRA = "**"  # the key under which the unit's own **kwargs travel through a call
 Point = Any
+PLAIN = (torch.Tensor, int, float, str, bool, type(None), torch.dtype, torch.device, torch.finfo, torch.iinfo)
 
 
 class TraceFailure(Exception):
@@ -141,4 +142,4 @@ def is_plain(value: Any) -> bool:
     """Whether a value can be used again as it is: tensors and numbers, not a cache that a call would change."""
     if isinstance(value, (tuple, list)):
         return all(is_plain(v) for v in value)
-    return isinstance(value, (torch.Tensor, int, float, str, bool, type(None), torch.dtype, torch.device))
+    return isinstance(value, PLAIN)

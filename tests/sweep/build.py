@@ -71,10 +71,12 @@ UNSET: dict[str, Any] = {
 OVERRIDES: dict[str, dict[str, Any]] = {
     "mamba2": {"head_dim": 16},
     "neomme": {"head_dim": 16},
-    "reformer": {"is_decoder": True, "axial_pos_embds": False, "hash_seed": 0},
+    "reformer": {"is_decoder": False, "axial_pos_embds": False, "hash_seed": 0},
     "esm": {"pad_token_id": 1, "mask_token_id": 3},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
-    "gemma4_assistant": {"hidden_size_per_layer_input": 0},
+    "lilt": {"hidden_size": 48},
+    "mobilebert": {"intra_bottleneck_size": 32, "embedding_size": 32},
+    "layoutlmv3": {"coordinate_size": 6, "shape_size": 4, "visual_embed": False},
 }
 
 
@@ -140,7 +142,15 @@ def config_of(name: str) -> PreTrainedConfig:
     """The config of a type with everything small."""
     config: PreTrainedConfig = transformers.CONFIG_MAPPING[name]()
     shrink(config)
-    return type(config).from_dict({**config.to_dict(), **OVERRIDES.get(name, {})})
+    return type(config).from_dict({**_settled(config.to_dict()), **OVERRIDES.get(name, {})})
+
+
+def _settled(written: dict[str, Any]) -> dict[str, Any]:
+    """A written config without what names layers that are gone, its rotary parts cut to its heads."""
+    kept = {key: value for key, value in written.items() if key not in ("out_features", "out_indices", "stage_names")}
+    if "mrope_section" in kept:
+        kept["mrope_section"] = [2, 1, 1]
+    return {key: _settled(value) if isinstance(value, dict) else value for key, value in kept.items()}
 
 
 def shrink(config: PreTrainedConfig) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from tests.sweep.build import Unbuilt
 from tests.sweep.registry import Type
 
 LENGTH, NEW = 7, 4
@@ -16,35 +17,49 @@ Inputs = dict[str, torch.Tensor]
 
 
 def inputs_of(model: PreTrainedModel, kind: Type) -> Inputs:
-    """Two examples; in text the second is shorter, padded on the left for a decoder and on the right else."""
+    """The first inputs that the model answers to.  Unbuilt with what it said to the first where there are none."""
+    said: list[str] = []
+    for inputs in _candidates(model, kind):
+        try:
+            answer(model, inputs)
+        except Exception as error:
+            said.append(f"{type(error).__name__}: {' '.join(str(error).split())}")
+        else:
+            return inputs
+    raise Unbuilt(f"the base answers no inputs of the sweep: {said[0][:160]}")
+
+
+def _candidates(model: PreTrainedModel, kind: Type) -> Iterator[Inputs]:
     accepted = inspect.signature(type(model).forward).parameters
-    main = model.main_input_name
-    if main == "pixel_values":
-        return _pixels(model)
-    if main in ("input_features", "input_values"):
-        return {**_sound(model, main), **_decoder(model, accepted)}
-    length = LENGTH
-    ids = _ids(model, length)
-    found = {"input_ids": ids}
-    if "attention_mask" in accepted:
-        mask = torch.ones_like(ids)
-        edge = slice(0, 2) if kind.kind == "decoder" else slice(length - 2, length)
-        mask[1, edge] = 0
-        found["attention_mask"] = mask
-    if kind.kind == "other" and "pixel_values" in accepted:
-        found |= _pixels(model)
-    return {**found, **_decoder(model, accepted)}
+    decoder = _decoder(accepted)
+    if model.main_input_name == "pixel_values":
+        yield _pixels(model) | decoder
+    if model.main_input_name in ("input_features", "input_values"):
+        yield from ({**sound, **decoder} for sound in _sounds(model, model.main_input_name))
+    text = _text(accepted, kind) | decoder
+    yield text
+    if "pixel_values" in accepted:
+        yield _pixels(model)
+        yield text | _pixels(model)
+    for name in ("input_features", "input_values"):
+        if name in accepted:
+            yield from ({**text, **sound} for sound in _sounds(model, name))
 
 
-def _ids(model: PreTrainedModel, length: int) -> torch.Tensor:
-    count = model.get_input_embeddings().weight.shape[0]
-    return torch.randint(4, min(90, count), (2, length), generator=torch.Generator().manual_seed(5))
+def _text(accepted: Mapping[str, object], kind: Type) -> Inputs:
+    """Two examples, the second shorter: padded on the left for a decoder, on the right else."""
+    ids = torch.randint(4, 30, (2, LENGTH), generator=torch.Generator().manual_seed(5))
+    if "attention_mask" not in accepted:
+        return {"input_ids": ids}
+    mask = torch.ones_like(ids)
+    mask[1, slice(0, 2) if kind.kind == "decoder" else slice(LENGTH - 2, LENGTH)] = 0
+    return {"input_ids": ids, "attention_mask": mask}
 
 
-def _decoder(model: PreTrainedModel, accepted: Any) -> Inputs:
+def _decoder(accepted: Mapping[str, object]) -> Inputs:
     if "decoder_input_ids" not in accepted:
         return {}
-    return {"decoder_input_ids": torch.randint(4, 90, (2, 5), generator=torch.Generator().manual_seed(6))}
+    return {"decoder_input_ids": torch.randint(4, 30, (2, 5), generator=torch.Generator().manual_seed(6))}
 
 
 def _values(config: Any) -> Iterator[tuple[str, Any]]:
@@ -71,12 +86,16 @@ def _pixels(model: PreTrainedModel) -> Inputs:
     return {"pixel_values": torch.randn(2, channels, side, side, generator=torch.Generator().manual_seed(7))}
 
 
-def _sound(model: PreTrainedModel, main: str) -> Inputs:
+def _sounds(model: PreTrainedModel, main: str) -> Iterator[Inputs]:
+    """A wave, or its spectrum with the time last or first."""
     generator = torch.Generator().manual_seed(7)
     if main == "input_values":
-        return {main: torch.randn(2, 2000, generator=generator)}
+        yield {main: torch.randn(2, 2000, generator=generator)}
     bins = _value(model, "num_mel_bins", "input_feat_per_channel", "feature_size", default=80)
-    return {main: torch.randn(2, bins, 2 * _value(model, "max_source_positions", default=64), generator=generator)}
+    length = _value(model, "max_source_positions", "max_length", default=32)
+    for time in (2 * length, length):
+        yield {main: torch.randn(2, bins, time, generator=generator)}
+        yield {main: torch.randn(2, time, bins, generator=generator)}
 
 
 def answer(model: PreTrainedModel, inputs: Inputs, *, grad: bool = False) -> torch.Tensor:

@@ -33,7 +33,7 @@ from tests.sweep.registry import Type
 
 ENTRIES: Mapping[str, str] = {
     "lora": "  - {method: lora, at: [q, v], rank: 2, alpha: 4}\n",
-    "adapter": "  - {method: adapter, bottleneck: 4}\n",
+    "adapter": "  - {method: adapter, bottleneck: 4, activation: tanh}\n",
     "prefix": "  - {method: prefix, length: 3}\n",
     "ia3": "  - {method: ia3}\n",
     "bitfit": "  - {method: bitfit}\n",

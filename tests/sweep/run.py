@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from tests.sweep import build, laws, peers
+from tests.sweep.inputs import inputs_of
 from tests.sweep.registry import Type
 
 SECONDS, BYTES = 90, 8 * 2**30
@@ -72,6 +73,7 @@ def _child(kind: Type, sender: Connection) -> None:
     warnings.simplefilter("ignore")
     try:
         model = build.tiny(kind)
+        inputs_of(model, kind)
     except build.Unbuilt as reason:
         sender.send({"unbuilt": str(reason), "done": True})
         return

@@ -128,8 +128,12 @@ def theirs(name: str, tensors: Tensors) -> tuple[str, Callable[[Tensor], Tensor]
             path = re.sub(r"<(\d)>", lambda group, m=match: m[int(group[1])], wanted)  # type: ignore[misc]
             hits = [key for key in tensors if re.fullmatch(rf"param\.(?:{re.escape(own)})?{path}", key)]
             if hits:
-                return hits[0].removeprefix("param."), lambda tensor: part(tensor, layer)
+                return hits[0].removeprefix("param."), in_layer(part, layer)
     raise AssertionError(f"no tensor for {name}")
+
+
+def in_layer(part: Part, layer: int) -> Callable[[Tensor], Tensor]:
+    return lambda tensor: part(tensor, layer)
 
 
 def whole(tensor: Tensor, layer: int) -> Tensor:

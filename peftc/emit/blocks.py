@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -199,7 +200,7 @@ def _with_conditions(items: list[Item], inline: set[fx.Node]) -> list[Item]:
     """Unnamed conditions move into the one `if` behind them that asks for them."""
     asked = [item.condition for item in flat(items) if isinstance(item, Branch)]
     kept: list[Item] = []
-    for item, behind in zip(items, [*items[1:], None], strict=True):
+    for item, behind in itertools.zip_longest(items, items[1:]):
         if isinstance(item, Branch):
             item.if_true, item.if_false = (_with_conditions(side, inline) for side in (item.if_true, item.if_false))
         elif isinstance(behind, Branch) and behind.condition is item.node and not _hints(item.node):

@@ -123,7 +123,11 @@ def _argument(by_path: Mapping[str, object], shared: Collection[str]) -> str:
 
 
 def _value(value: object, shared: Collection[str]) -> str:
-    return f"model.{value}" if isinstance(value, str) and value in shared else literal(value, used=-10_000)
+    if isinstance(value, str) and value in shared:
+        return f"model.{value}"
+    if isinstance(value, tuple) and len(value) > 4 and len(set(value)) == 1:
+        return f"({literal(value[0])},) * {len(value)}"
+    return literal(value, used=-10_000)
 
 
 def placed(units: Collection[Class]) -> dict[str, str]:

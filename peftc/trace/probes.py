@@ -41,7 +41,7 @@ def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 @contextmanager
 def shapes_only() -> Iterator[None]:
-    """Models that can run on the meta device: no look at the values of masks or ids, no kernel that has no shape rule."""
+    """Models that run on the meta device: no look at the values of masks or ids, no kernel without a shape rule."""
     with ExitStack() as stack:
         stack.enter_context(patched(masking_utils, "is_tracing", lambda tensor=None: True))
         stack.enter_context(patched(moe, "_can_use_grouped_mm", lambda *tensors: False))

@@ -210,7 +210,7 @@ class _Anything:
 
 
 def _check_none(graph: fx.Graph, name: str, unit: str) -> None:
-    message = f"{unit} was compiled for {name}=None: compile it again for a base that is given one"
+    message = f"{unit} was compiled for {name}=None: recompile for a base that gives one"
     last = [n for n in graph.nodes if n.op == "placeholder"][-1]
     with graph.inserting_after(last):
         node = graph.call_function(assume, (f"{name} is not None", False, message))

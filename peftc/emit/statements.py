@@ -105,6 +105,8 @@ class _Lines:
         condition = branch.condition if isinstance(branch.condition, str) else self.printer.value(branch.condition)
         if not true:
             true, false, condition = false, [], negated(condition)
+        if not false and (inner := _only_if(true)):
+            return [f"if {condition} and {inner}:", *true[1:]]
         lines = [f"if {condition}:", *indented(true)]
         return [*lines, "else:", *indented(false)] if false else lines
 
@@ -116,6 +118,15 @@ class _Lines:
             if value != self.names[phi]:
                 lines += wrapped(f"{self.names[phi]} = {value}")
         return lines
+
+
+def _only_if(lines: Sequence[str]) -> str | None:
+    """The condition of a body that is one `if` on one line without an else."""
+    head, *rest = lines
+    if not (head.startswith("if ") and head.endswith(":")) or not all(line.startswith("    ") for line in rest):
+        return None
+    condition = head[3:-1]
+    return f"({condition})" if " or " in condition else condition
 
 
 def negated(condition: str) -> str:

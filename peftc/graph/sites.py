@@ -41,7 +41,8 @@ class Projection:
 class Attention:
     """The keys and values of one attention: `node` is the call, whose arguments include `key`, `value` and `mask_value`.
 
-    key: (batch, kv_heads, length, key_width / kv_heads).  `input` is the attention's input x, of width `width`.
+    key: (batch, kv_heads, length, key_width / kv_heads).  `input` is the attention's input x, of width `width`.  `whole`:
+    it is one call, not written out as products around a softmax.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Attention:
     kv_heads: int
     key_width: int
     value_width: int
+    whole: bool = True
     causal: bool = False
     mask: str | None = None
 

@@ -89,6 +89,9 @@ class Adapter(Method):
         place = edit.add if self.variant == "parallel" else edit.add_after
         place(site, delta)
 
+    def neutral(self, call: ModuleCall) -> ModuleCall | None:
+        return call
+
     def cost(self, site: Site) -> Cost:
         """2 d m + m + d"""
         assert isinstance(site, Sublayer)

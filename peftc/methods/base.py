@@ -76,6 +76,10 @@ class Method(BaseModel):
         """How the graph changes at a site."""
 
     @abstractmethod
+    def neutral(self, call: ModuleCall) -> ModuleCall | None:
+        """The same module without any effect, for the proof: as it starts where that is the identity; None if there is none."""
+
+    @abstractmethod
     def cost(self, site: Site) -> Cost:
         """What it costs at a site, its gate and what is shared left out."""
 

@@ -50,6 +50,9 @@ class IA3(Method):
         scale = edit.scale_input if _at_input(site) else edit.scale_output
         scale(site, self.module(site), gate)
 
+    def neutral(self, call: ModuleCall) -> ModuleCall | None:
+        return call
+
     def cost(self, site: Site) -> Cost:
         """d_kv, or f at ffn_down"""
         return Cost(_width(site), _width(site))

@@ -73,6 +73,9 @@ class LoRA(Method):
         delta = edit.call(self.module(site), x)
         edit.add(site, edit.gated(delta, on=x))
 
+    def neutral(self, call: ModuleCall) -> ModuleCall | None:
+        return call
+
     def cost(self, site: Site) -> Cost:
         """rank (in + out)"""
         assert isinstance(site, Projection | Embedding)

@@ -42,6 +42,9 @@ class Norm(Method):
     def rewrite(self, site: Site, edit: Editor) -> None:
         """Nothing: the parameters are the base's."""
 
+    def neutral(self, call: ModuleCall) -> ModuleCall | None:
+        return call
+
     def cost(self, site: Site) -> Cost:
         return Cost(0, 0)
 

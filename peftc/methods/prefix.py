@@ -40,6 +40,8 @@ class Prefix(Method):
     def refusal(self, site: Site) -> str | None:
         if not isinstance(site, Attention):
             return f"a prefix joins the keys and values of an attention, not {site.name}: name attention"
+        if not site.whole:
+            return f"{site.name} is written out with a softmax: there is no one call whose keys and values a prefix joins"
         return None
 
     def gate_refusal(self, gate: Gate, site: Site) -> str | None:
@@ -75,6 +77,10 @@ class Prefix(Method):
         assert isinstance(site, Attention)
         gate = edit.gate(on=edit.input(site))
         edit.join(site, edit.call(self.module(site)), gate)
+
+    def neutral(self, call: ModuleCall) -> ModuleCall | None:
+        """Tables of no keys and no values."""
+        return ModuleCall(call.name, tuple((k, 0 if k == "length" else v) for k, v in call.arguments))
 
     def cost(self, site: Site) -> Cost:
         """L (d_k + d_v), of which nothing trains where a trunk makes the tables."""

@@ -86,7 +86,7 @@ def with_prefix(
     length, queries = prefix[0].shape[0], query.shape[2]
 
     def joined(table: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        table = table.view(1, length, heads, -1).transpose(1, 2)
+        table = table.unflatten(-1, (heads, -1)).transpose(0, 1)[None]
         table = table if gate is None else table * gate.reshape(-1, 1, 1, 1)
         return torch.cat([table.to(states.dtype).expand(batch, -1, -1, -1), states], dim=2)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import TYPE_CHECKING
 
 from torch import fx, nn
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 from peftc.graph.branches import base_forward
 from peftc.graph.sites import Embedding, Parameter, Projection, Trace, Unit
 from peftc.trace.layers import fingerprint, layers
+from peftc.trace.inputs import is_causal
 from peftc.trace.model import build, skeleton
 from peftc.trace.probes import installed
 from peftc.trace.units import observe
@@ -23,17 +25,18 @@ if TYPE_CHECKING:
 
 def trace_base(base: Base) -> Trace:
     """The base of a spec, built from its config on the meta device, traced."""
-    return _trace(build(base))
+    return _trace(build(base), lambda: False)
 
 
 def trace_model(model: nn.Module) -> Trace:
     """A loaded model, traced on a copy that has no weights."""
-    return _trace(skeleton(model))
+    probed = cache(lambda: is_causal(model))
+    return _trace(skeleton(model), probed)
 
 
-def _trace(model: nn.Module) -> Trace:
+def _trace(model: nn.Module, causal: Callable[[], bool]) -> Trace:
     observed = observe(model)
-    with installed() as session:
+    with installed(causal) as session:
         found = layers(model, observed, session)
     units = tuple(dict.fromkeys(unit for layer in found for _, unit in layer.units))
     inside = tuple(f"{layer.path}." for layer in found)

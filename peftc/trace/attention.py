@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import fx
 
 from peftc.graph import dataflow
@@ -26,10 +27,46 @@ class AttentionCall:
     value: fx.Node
     mask: fx.Node | None
     causal: bool
+    whole: bool = True
 
 
 def attention_calls(view: View) -> list[AttentionCall]:
-    """Every call of the attention interface, or of torch's own attention."""
+    """Every call of the attention interface or of torch's own attention; else every softmax between two products."""
+    return _whole_calls(view) or list(_written_out(view))
+
+
+def _written_out(view: View) -> Iterator[AttentionCall]:
+    """query key', softmax, times value: an attention in the module's own words, which has no one node for a prefix."""
+    for node in view.graph.nodes:
+        if not _is_softmax(view, node):
+            continue
+        scores = dataflow.upstream(view.flow, node, _is_product)
+        sums = dataflow.downstream(view.flow, node, _is_product)
+        if len(scores) != 1 or len(sums) != 1:
+            continue
+        query, key = _tensors(scores[0])[-2:]
+        weights, value = _tensors(sums[0])[-2:]
+        if weights is node or node in dataflow.reached(view.flow.reverse(), weights):
+            yield AttentionCall(sums[0], query, key, value, None, is_causal(view, None), whole=False)
+
+
+def _is_softmax(view: View, node: fx.Node) -> bool:
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    value = node.meta.get("value", (None,))[0]
+    is_module = type(view.called(node)).__name__ == "Softmax"
+    return (name == "softmax" or is_module) and isinstance(value, torch.Tensor) and value.dim() == 4
+
+
+def _is_product(node: fx.Node) -> bool:
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return name in ("matmul", "bmm", "baddbmm", "__matmul__")
+
+
+def _tensors(node: fx.Node) -> list[fx.Node]:
+    return [a for a in node.args if isinstance(a, fx.Node) and dataflow.holds_tensor(a)]
+
+
+def _whole_calls(view: View) -> list[AttentionCall]:
     found = []
     for node in view.graph.nodes:
         if node.target is SDPA:
@@ -53,9 +90,16 @@ def _sdpa(
 
 
 def _call(view: View, node: fx.Node, given: list[Any], mask: Any, causal: Any) -> AttentionCall:
-    unsaid = not isinstance(causal, bool) and bool(getattr(view.module, "is_causal", False))
-    is_causal = _may_be_true(causal) or unsaid
-    return AttentionCall(node, given[0], given[1], given[2], mask if isinstance(mask, fx.Node) else None, is_causal)
+    seen = mask if isinstance(mask, fx.Node) else None
+    return AttentionCall(node, given[0], given[1], given[2], seen, is_causal(view, causal))
+
+
+def is_causal(view: View, flag: Any) -> bool:
+    """What the call or the module says; where neither does, a cache of earlier tokens, or the model's own behaviour."""
+    said = getattr(view.module, "is_causal", None)
+    if _may_be_true(flag) or said is not None:
+        return _may_be_true(flag) or bool(said)
+    return any(n.target == "update" for n in view.graph.nodes) or view.causal()
 
 
 def _may_be_true(flag: Any) -> bool:
@@ -76,7 +120,7 @@ def attention_sites(view: View) -> list[Site]:
         seen = {"causal": call.causal and not cross, "mask": None if cross else mask}
         found += [replace(p, name=cross + n, **seen) for n, p in zip("qkv", (q, k, v), strict=True)]
         found += [replace(o, name=f"{cross}o", **seen) for o in output_projection(view, call.node)]
-        found.append(_attention(view, call, q, cross, seen))
+        found.append(replace(_attention(view, call, q, cross, seen), whole=call.whole))
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,6 +72,16 @@ def _recording(recording: Recording, twins: Twins) -> Iterator[None]:
         recording.attending[stack[-1]] = None
         return SDPA(*args, **kwargs)
 
+    def weighs(softmax: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            weights = softmax(*args, **kwargs)
+            owner = next((m for m in reversed(stack) if any(True for _ in m.children())), None)
+            if weights.dim() == 4 and owner is not None:
+                recording.attending[owner] = None
+            return weights
+
+        return watched
+
     find = AttentionInterface.get_interface
 
     def looked_up(*args: Any, **kwargs: Any) -> Any:
@@ -83,6 +93,8 @@ def _recording(recording: Recording, twins: Twins) -> Iterator[None]:
         patches.enter_context(patched(nn.Module, "__call__", recorded))
         patches.enter_context(patched(nn.functional, "scaled_dot_product_attention", attends))
         patches.enter_context(patched(AttentionInterface, "get_interface", looked_up))
+        for place in (nn.functional, torch, torch.Tensor):
+            patches.enter_context(patched(place, "softmax", weighs(place.softmax)))
         yield
 
 

@@ -74,16 +74,44 @@ def inputs(model: nn.Module, scenario: Scenario, point: Point, run: Runner) -> d
 
 def _first(model: nn.Module, point: Point, length: int, before: int, mask: bool) -> dict[str, Any]:
     """Ids for what comes next, and a mask over that and what came before; with an encoder, ids and mask for both."""
-    names = inspect.signature(type(model).forward).parameters
+    names = list(inspect.signature(type(model).forward).parameters)[1:]
+    ids, masked = _roles(model, names)
     paired = "decoder_input_ids" in names and getattr(model.config, "is_encoder_decoder", False)
-    given: dict[str, Any] = {"input_ids": _ids(point.batch, point.source if paired else length)}
-    if mask:
-        given["attention_mask"] = _ids(point.batch, point.source if paired else before + length) + 1
+    given: dict[str, Any] = {ids: _ids(point.batch, point.source if paired else length)}
+    if mask and masked:
+        given[masked] = _ids(point.batch, point.source if paired else before + length) + 1
     if paired:
         given["decoder_input_ids"] = _ids(point.batch, length)
         if mask and "decoder_attention_mask" in names:
             given["decoder_attention_mask"] = _ids(point.batch, before + length) + 1
     return given
+
+
+def is_causal(model: nn.Module) -> bool:
+    """Whether what comes last leaves all before it as it was: one forward of a loaded model on two pairs of ids."""
+    first = next(model.parameters())
+    if first.device.type == "meta":
+        return False
+    ids, _ = _roles(model, list(inspect.signature(type(model).forward).parameters)[1:])
+    pair = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=first.device)
+    mode = model.training
+    model.eval()
+    with torch.no_grad():
+        answer = model(**{ids: pair})
+    model.train(mode)
+    states = answer if isinstance(answer, torch.Tensor) else answer[0]
+    return bool(torch.allclose(states[0, :-1], states[1, :-1], rtol=1e-3, atol=1e-4))
+
+
+def _roles(model: nn.Module, names: list[str]) -> tuple[str, str | None]:
+    """The parameters for the ids and for the mask: by transformers' words, else the first and the second."""
+    if "input_ids" in names:
+        return "input_ids", "attention_mask" if "attention_mask" in names else None
+    parameters = inspect.signature(type(model).forward).parameters
+    main = getattr(model, "main_input_name", names[0])
+    ids = main if main in names else names[0]
+    others = [n for n in names if n != ids and parameters[n].default is None]
+    return ids, "attention_mask" if "attention_mask" in names else next(iter(others), None)
 
 
 def _ids(batch: int, length: int) -> torch.Tensor:

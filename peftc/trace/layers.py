@@ -74,11 +74,11 @@ class _Units:
 
     def _unit(self, paths: Sequence[str], graph: fx.Graph, inner: Mapping[str, Unit]) -> Unit:
         module = self.model.get_submodule(paths[0])
-        view = View.of(module, graph)
+        view = View.of(module, graph, self.session.causal)
         sites: list[Site] = attention_sites(view)
         if not any(path == paths[0] for path in self._attention_paths()):
             within = {p[len(paths[0]) + 1 :]: u for p, u in inner.items() if p.startswith(f"{paths[0]}.")}
-            views = {p: (View.of(module.get_submodule(p), u.graph), list(u.sites)) for p, u in within.items()}
+            views = {p: (View.of(module.get_submodule(p), u.graph, self.session.causal), list(u.sites)) for p, u in within.items()}
             sites = [*sites, *block_sites(view, views, sites)]
         return Unit(
             type(module).__name__, type(module), graph, tuple(sites), tuple(paths), fingerprint=fingerprint(graph)

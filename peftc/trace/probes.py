@@ -21,6 +21,7 @@ from peftc.graph.branches import LiftedFloat, LiftedInt, LiftedStr, lookup
 from peftc.trace.tracer import Tracer
 from peftc.trace.values import Value
 
+FACTORIES = ("finfo", "arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "tensor", "zeros")
 SDPA = nn.functional.scaled_dot_product_attention
 
 
@@ -62,6 +63,7 @@ def attend(
 class Session:
     """The tracer that runs now, which the patches of `installed` ask; None between two traces."""
 
+    causal: Callable[[], bool]
     tracer: Tracer | None = None
 
     @property
@@ -83,15 +85,16 @@ class Session:
 
 
 @contextmanager
-def installed() -> Iterator[Session]:
+def installed(causal: Callable[[], bool]) -> Iterator[Session]:
     """What every trace needs patched, once for many: setting an attribute of nn.Module is slow."""
-    session = Session()
+    session = Session(causal)
     with ExitStack() as stack:
         stack.enter_context(shapes_only())
         stack.enter_context(patched(nn.Module, "__call__", _module_call(session)))
         stack.enter_context(patched(nn.Module, "__getattr__", _module_getattr(session)))
         stack.enter_context(patched(AttentionInterface, "get_interface", _get_interface(session)))
-        stack.enter_context(patched(torch, "finfo", _finfo(session)))
+        for name in FACTORIES:
+            stack.enter_context(patched(torch, name, _factory(session, getattr(torch, name))))
         yield session
 
 
@@ -135,12 +138,14 @@ def _get_interface(session: Session) -> Callable[..., Any]:
     return traced
 
 
-def _finfo(session: Session) -> Callable[..., Any]:
-    read = torch.finfo
+def _factory(session: Session, make: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that torch does not dispatch on its arguments: a node where any of them is a proxy."""
 
-    def traced(dtype: Any) -> Any:
+    def traced(*args: Any, **kwargs: Any) -> Any:
         tracer = session.active
-        return tracer.create_proxy("call_function", read, (dtype,), {}) if tracer and type(dtype) is Value else read(dtype)
+        if tracer is None or not any(type(a) is Value for a in _flat((args, kwargs))):
+            return make(*args, **kwargs)
+        return tracer.create_proxy("call_function", make, args, kwargs)
 
     return traced
 

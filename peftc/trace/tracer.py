@@ -125,7 +125,7 @@ class Tracer(fx.proxy.TracerBase):
         if module not in self.paths:
             return fail(f"a call of a module outside the unit: {type(module).__name__}")
         path = self.paths[module]
-        if module in self.leaves or not any(True for _ in module.children()):
+        if module in self.leaves or not any(True for _ in module.children()) or _is_stacked(module):
             return self.create_proxy("call_module", path, args, kwargs)
         return self._inlined(module, path, args, kwargs)
 
@@ -187,6 +187,11 @@ class Tracer(fx.proxy.TracerBase):
                     if type(value) is Value:
                         _prepend(value.node.meta["names"], name)
             walk = walk.f_back
+
+
+def _is_stacked(module: nn.Module) -> bool:
+    """Whether a module holds the weights of many experts in one tensor: it routes by values, and has kernels to choose."""
+    return any(p.dim() == 3 for p in module.parameters(recurse=False))
 
 
 def _prepend(names: list[str], name: str) -> None:

@@ -70,7 +70,19 @@ def layer_paths(model: nn.Module, observed: Observed) -> list[list[str]]:
             if isinstance(parent, nn.ModuleList):
                 towers.setdefault(".".join(parts[: end - 1]), {})[".".join(parts[:end])] = None
                 break
-    return [list(paths) for paths in towers.values()]
+    return [list(paths) for paths in towers.values()] or _repeated(model, observed)
+
+
+def _repeated(model: nn.Module, observed: Observed) -> list[list[str]]:
+    """Without any attention: the outermost lists of modules that run and project something."""
+    lists = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    outer = [(p, m) for p, m in lists if not any(p.startswith(f"{other}.") for other, _ in lists)]
+    run = [(p, m) for p, m in outer if all(observed.calls(block) and _projects(block) for block in m)]
+    return [[f"{path}.{index}" for index in range(len(module))] for path, module in run if len(module)]
+
+
+def _projects(block: nn.Module) -> bool:
+    return any(isinstance(module, nn.Linear) for module in block.modules())
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,15 +14,16 @@ from peftc.graph.sites import Projection
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """One traced module: its graph, the data flow of it, and the modules that its calls name."""
+    """One traced module: its graph, the data flow of it, and whether its model turns out to be causal."""
 
     module: nn.Module
     graph: fx.Graph
     flow: dataflow.Flow
+    causal: Callable[[], bool]
 
     @classmethod
-    def of(cls, module: nn.Module, graph: fx.Graph) -> View:
-        return cls(module, graph, dataflow.flow(graph))
+    def of(cls, module: nn.Module, graph: fx.Graph, causal: Callable[[], bool]) -> View:
+        return cls(module, graph, dataflow.flow(graph), causal)
 
     def linears(self) -> list[fx.Node]:
         return [n for n in self.graph.nodes if self.is_linear(n)]

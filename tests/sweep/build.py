@@ -132,7 +132,7 @@ def _enliven(model: PreTrainedModel) -> None:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, p in model.named_parameters():
-            if not p.is_floating_point() or name.endswith(("A_log", "dt_bias", "D")):
+            if not p.requires_grad or name.endswith(("A_log", "dt_bias", "D")):
                 continue
             scale = 0.1 if p.dim() < 2 else min(0.3, p.shape[-1] ** -0.5)
             p.add_(torch.randn(p.shape, generator=generator).to(p.dtype) * scale)

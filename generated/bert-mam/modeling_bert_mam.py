@@ -1,0 +1,539 @@
+"""bert-mam: BertForSequenceClassification with adapter and prefix.
+
+Compiled by peftc from the spec bert-mam: edit that, not this file.  Needs torch and transformers only.
+Trains 22,484,770 parameters, stores 7,388,162.  See budget.md.
+"""
+
+import hashlib
+import inspect
+import json
+import sys
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.bert import modeling_bert as base
+
+# What this file was compiled against: sha256 of each source text.
+SOURCES = {
+    base: {
+        "BertAttention": "292bbc5b73928101910cabf1129126b3ea2165c8feb03721626dd48ccf06c2a9",
+        "BertForSequenceClassification": "db7be92fb40f86e8e7879d49539a1d853eb1020f178fe69d9227f15dedd3ae94",
+        "BertIntermediate": "542ce07a39c796931e2007465d90995387f3f902dd672b03e19afab9cd08b9fb",
+        "BertLayer": "7dbaacb153352e6faafc225f2518276a6967fffe960b19100eaa0101b2199954",
+        "BertOutput": "657d926589c0ea0941e90c96a90fefcf5acf066e4307f8e6dab041e76985a4f2",
+        "BertSelfAttention": "14db541caf5207e2271bd73ab0640c129cd40249784999a5ed83b72aae3140d1",
+        "BertSelfOutput": "d1cc29b8588b2f9c4e5847096790363fa5ed92c183046b3287e8c748e15d81bb",
+        "eager_attention_forward": "69e7d5ef5f83f9cfb0be0470262213b3c018e7e4b99beebf7b695ffdeb02a5d2",
+    },
+}
+NAME = "bert_mam"
+SEED = 42
+DTYPE = torch.float32
+
+
+def check_sources(sources: dict[ModuleType, dict[str, str]]) -> None:
+    """ImportError where the source of a class or function is not the one that this file was compiled against."""
+    changed = []
+    for module, digests in sources.items():
+        for name, digest in digests.items():
+            found = getattr(module, name, None)
+            if found is None or hashlib.sha256(inspect.getsource(found).encode()).hexdigest() != digest:
+                changed.append(f"{module.__name__}.{name}")
+    if changed:
+        raise ImportError(
+            f"not the code that this file was compiled against, under transformers {version('transformers')}: "
+            f"{', '.join(changed)}; recompile the spec with peftc, or install the version in peftc.lock.json"
+        )
+
+
+check_sources(SOURCES)
+
+
+class Adapter(nn.Module):
+    """x -> scale (up act(down x + b) + b'), zero at initialisation.  Houlsby et al. 2019, arXiv:1902.00751.
+
+    x (..., width) -> (..., width); down (bottleneck, width), up (width, bottleneck).  Dropout acts on the bottleneck.
+    """
+
+    def __init__(
+        self, width: int, bottleneck: int, activation: str = "relu", dropout: float = 0.0, scale: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.activation = activation
+        self.dropout = dropout
+        self.scale = scale
+        self.down = nn.Parameter(torch.empty(bottleneck, width))
+        self.down_bias = nn.Parameter(torch.empty(bottleneck))
+        self.up = nn.Parameter(torch.empty(width, bottleneck))
+        self.up_bias = nn.Parameter(torch.empty(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        inner = self.activate(nn.functional.linear(x.to(self.down.dtype), self.down, self.down_bias))
+        inner = nn.functional.dropout(inner, self.dropout, self.training)
+        return self.scale * nn.functional.linear(inner, self.up, self.up_bias)
+
+    def activate(self, x: torch.Tensor) -> torch.Tensor:
+        if self.activation == "gelu_tanh":
+            return nn.functional.gelu(x, approximate="tanh")
+        function = getattr(nn.functional, self.activation)
+        return function(x)
+
+    def initial(self, name: str, draw: "Draw") -> torch.Tensor:
+        return draw.normal(0.02) if name == "down" else draw.zeros()
+
+
+class PrefixSlice(nn.Module):
+    """() -> the tables of one layer, from a trunk that is registered elsewhere and neither saved nor counted here."""
+
+    def __init__(self, trunk: nn.Module, index: int) -> None:
+        super().__init__()
+        self.trunk = (trunk,)
+        self.index = index
+
+    def forward(self) -> tuple[torch.Tensor, torch.Tensor]:
+        key, value = self.trunk[0](self.index)
+        return key, value
+
+
+class PrefixTrunk(nn.Module):
+    """layer -> its P_K and P_V, rows of W2 tanh(W1 E + b1) + b2.  Li and Liang 2021, arXiv:2101.00190.
+
+    E (length, width), W1 (hidden, width), W2 (sum of rows, hidden); rows holds each layer's key and value width in
+    turn.  Only the rows of the layer that asks are computed.
+    """
+
+    def __init__(self, length: int, width: int, hidden: int, rows: tuple[int, ...]) -> None:
+        super().__init__()
+        self.rows = rows
+        self.E = nn.Parameter(torch.empty(length, width))
+        self.W1 = nn.Parameter(torch.empty(hidden, width))
+        self.b1 = nn.Parameter(torch.empty(hidden))
+        self.W2 = nn.Parameter(torch.empty(sum(rows), hidden))
+        self.b2 = nn.Parameter(torch.empty(sum(rows)))
+
+    def forward(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        start, widths = sum(self.rows[: 2 * index]), self.rows[2 * index : 2 * index + 2]
+        mine = slice(start, start + sum(widths))
+        hidden = torch.tanh(nn.functional.linear(self.E, self.W1, self.b1))
+        key, value = torch.split(nn.functional.linear(hidden, self.W2[mine], self.b2[mine]), list(widths), dim=-1)
+        return key, value
+
+    def initial(self, name: str, draw: "Draw") -> torch.Tensor:
+        return draw.zeros() if name in ("b1", "b2") else draw.normal(0.02)
+
+
+def added(x: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+    """x + delta in the wider of their dtypes, as x's dtype."""
+    return (x + delta).to(x.dtype)
+
+
+def with_prefix(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    prefix: tuple[torch.Tensor, torch.Tensor],
+    gate: torch.Tensor | None = None,
+    causal: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """[P_K; key], [P_V; value], and the mask that lets every query see the prefix; a gate scales P_K and P_V.
+
+    query, key, value (batch, heads, length, width); a mask ends in the keys: bool, 0 and 1, or added to the scores.
+    None under causal attention means what torch's `is_causal` means, that query i sees the keys 0 to i: the keys of a
+    static cache go on beyond the last query.
+    """
+    batch, heads, keys = key.shape[:3]
+    length, queries = prefix[0].shape[0], query.shape[2]
+
+    def joined(table: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        table = table.unflatten(-1, (heads, -1)).transpose(0, 1)[None]
+        table = table if gate is None else table * gate.reshape(-1, 1, 1, 1)
+        return torch.cat([table.to(states.dtype).expand(batch, -1, -1, -1), states], dim=2)
+
+    if mask is None and causal and queries > 1:
+        blocked = torch.finfo(query.dtype).min
+        mask = query.new_full((1, 1, queries, keys), blocked).triu(1)
+    if mask is None:
+        return joined(prefix[0], key), joined(prefix[1], value), None
+    if not isinstance(mask, torch.Tensor):
+        raise TypeError(f"a prefix needs a mask that is a tensor or None, not {type(mask).__name__}: use sdpa or eager")
+    seen = mask.new_full((*mask.shape[:-1], length), 0 if mask.is_floating_point() else 1)
+    return joined(prefix[0], key), joined(prefix[1], value), torch.cat([seen, mask], dim=-1)
+
+
+class BertSelfAttention(base.BertSelfAttention):
+    """Layers 0-11: prefix on attention."""
+
+    def attach(self, model, layer):
+        self.attention_prefix = PrefixSlice(trunk=model.prefix_trunk, index=layer)
+
+    def forward(self, hidden_states, attention_mask=None, past_key_values=None, **kwargs):
+        if past_key_values is not None:
+            raise ValueError(
+                "BertSelfAttention was compiled for past_key_values=None: recompile for a base that gives one"
+            )
+        input_shape = hidden_states.shape[:-1]
+        query_layer = self.query(hidden_states).view(*input_shape, -1, self.attention_head_size).transpose(1, 2)
+        key_layer = self.key(hidden_states).view(*input_shape, -1, self.attention_head_size).transpose(1, 2)
+        value_layer = self.value(hidden_states).view(*input_shape, -1, self.attention_head_size).transpose(1, 2)
+        attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, base.eager_attention_forward
+        )
+        # prefix on attention
+        key_layer, value_layer, attention_mask = with_prefix(
+            query_layer, key_layer, value_layer, attention_mask, self.attention_prefix()
+        )
+        attn_output, attn_weights = attention_interface(
+            self,
+            query_layer,
+            key_layer,
+            value_layer,
+            attention_mask,
+            dropout=self.dropout.p if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        return attn_output.reshape(*input_shape, -1).contiguous(), attn_weights
+
+
+class BertLayer(base.BertLayer):
+    """Layers 0-11: adapter on ffn."""
+
+    def attach(self, model, layer):
+        self.ffn_adapter = Adapter(width=768, bottleneck=384, scale=4.0)
+
+    def forward(
+        self,
+        hidden_states,
+        attention_mask=None,
+        encoder_hidden_states=None,
+        encoder_attention_mask=None,
+        past_key_values=None,
+        **kwargs,
+    ):
+        if past_key_values is not None:
+            raise ValueError("BertLayer was compiled for past_key_values=None: recompile for a base that gives one")
+        attention_output, _ = self.attention(hidden_states, attention_mask, past_key_values=None, **kwargs)
+        intermediate_output = self.intermediate(attention_output)
+        hidden_states = self.output.dense(intermediate_output)
+        hidden_states = added(self.output.dropout(hidden_states), self.ffn_adapter(attention_output))  # adapter on ffn
+        return self.output.LayerNorm(hidden_states + attention_output)
+
+
+# Which class goes where, and which parameters train; {0-2, 5} stands for 0, 1, 2 and 5.
+UNITS = {
+    "bert.encoder.layer.{0-11}.attention.self": BertSelfAttention,
+    "bert.encoder.layer.{0-11}": BertLayer,
+}
+TRAINED = (
+    "classifier.weight",
+    "classifier.bias",
+    "prefix_trunk.E",
+    "prefix_trunk.W1",
+    "prefix_trunk.b1",
+    "prefix_trunk.W2",
+    "prefix_trunk.b2",
+    "bert.encoder.layer.{0-11}.ffn_adapter.down",
+    "bert.encoder.layer.{0-11}.ffn_adapter.down_bias",
+    "bert.encoder.layer.{0-11}.ffn_adapter.up",
+    "bert.encoder.layer.{0-11}.ffn_adapter.up_bias",
+)
+
+# The plan that this file implements, the base's config without its defaults, and what loads the model.
+PLAN = "6bdacc50d0090cf02c712f872b9ce2ba7b43b47e33afb882368e95ec99250c77"
+CONFIG = {}
+AUTO_CLASSES = ("AutoModelForSequenceClassification",)
+
+
+class Draw:
+    """First values of one parameter, from (seed, name, shape) alone: drawn in float64 on the CPU, cast where stored."""
+
+    def __init__(self, name: str, shape: Iterable[int]) -> None:
+        key = hashlib.sha256(f"{SEED}:{name}".encode()).digest()
+        self.shape = tuple(shape)
+        self.generator = torch.Generator("cpu").manual_seed(int.from_bytes(key[:4], "little"))
+
+    def normal(self, std: float) -> torch.Tensor:
+        return std * torch.randn(self.shape, generator=self.generator, dtype=torch.float64, device="cpu")
+
+    def uniform(self, bound: float) -> torch.Tensor:
+        unit = torch.rand(self.shape, generator=self.generator, dtype=torch.float64, device="cpu")
+        return bound * (2 * unit - 1)
+
+    def zeros(self) -> torch.Tensor:
+        return torch.zeros(self.shape, dtype=torch.float64, device="cpu")
+
+    def ones(self) -> torch.Tensor:
+        return torch.ones(self.shape, dtype=torch.float64, device="cpu")
+
+
+def expand(pattern: str) -> list[tuple[str, int | None]]:
+    """Every name that a pattern stands for, with its number: "layer.{0-1, 5}.q" is layer 0, 1 and 5."""
+    head, brace, rest = pattern.partition("{")
+    if not brace:
+        return [(pattern, None)]
+    runs, _, tail = rest.partition("}")
+    bounds = [run.partition("-") for run in runs.split(",")]
+    return [(f"{head}{n}{tail}", n) for first, _, last in bounds for n in range(int(first), int(last or first) + 1)]
+
+
+def trained_names() -> list[str]:
+    return [name for pattern in TRAINED for name, _ in expand(pattern)]
+
+
+def report(title: str, complaints: Mapping[str, Collection[str]]) -> str:
+    """One text out of named lists, the empty ones left out; "" where all are empty."""
+    lines = [f"  {what}: {', '.join(sorted(names))}" for what, names in complaints.items() if names]
+    return "\n".join([title, *lines]) if lines else ""
+
+
+# Parts of a config that change no forward of the base: its labels are the compiled head's, the rest is the base's.
+HEAD = {"id2label", "label2id", "problem_type", "num_labels"}
+FREE = HEAD | {"_name_or_path", "architectures", "auto_map", "dtype", "transformers_version", "use_cache"}
+
+
+def tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
+
+
+def fresh(name: str, draw: Draw, std: float) -> torch.Tensor:
+    """First values of a head's parameter: N(0, std) for a matrix, ones for a norm's weight, zeros for a bias."""
+    if len(draw.shape) > 1:
+        return draw.normal(std)
+    return draw.ones() if name.endswith("weight") else draw.zeros()
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+def base_config(config_class: Any, base: str | Path, at: Mapping[str, str], overrides: Mapping[str, Any]) -> Any:
+    """The base's own config with these overrides; ValueError where its architecture is not the compiled one."""
+    config = config_class.from_pretrained(base, **at)
+    theirs, ours = config.to_dict(), config_class.from_dict(CONFIG).to_dict()
+    pairs = {key: (theirs.get(key), ours.get(key)) for key in ours.keys() - FREE - overrides.keys()}
+    if different := [
+        f"{key} is {found!r}, not {wanted!r}" for key, (found, wanted) in pairs.items() if found != wanted
+    ]:
+        raise ValueError(report(f"{base} is not the base this file was compiled for", {"config": different}))
+    config.update({key: ours[key] for key in HEAD if key in ours} | dict(overrides))
+    return config
+
+
+def build(owner: nn.Module, dtype: torch.dtype, make: Callable[..., None], *arguments: Any) -> list[str]:
+    """Run `make`, which sets new modules on `owner`, beside its tensors; their names.  No random number is drawn."""
+    before, device = set(owner._modules), next(owner.parameters()).device
+    with torch.device("meta"):
+        make(*arguments)
+    names = [name for name in owner._modules if name not in before]
+    for name in names:
+        module = owner.get_submodule(name).train(owner.training).to(dtype)
+        if device.type != "meta":
+            module.to_empty(device=device)
+    return names
+
+
+def swap(path: str, module: nn.Module, unit: type[Any]) -> None:
+    if type(module) is not unit.__bases__[0]:
+        raise TypeError(f"{path} is {type(module)}, not {unit.__bases__[0]}: compiled for another model")
+    module.__class__ = unit
+
+
+class Compiled(nn.Module):
+    """A base model whose units are swapped for the classes above: strict loading, adapter files, freezing."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.attach()
+
+    def share(self) -> None:
+        """Build what several units share."""
+
+    def attach(self) -> None:
+        """Swap the units' classes, build the additions (their values depend on seed and name alone), freeze."""
+        dtype = DTYPE or next(p.dtype for p in self.parameters() if p.is_floating_point())
+        self.added = build(self, dtype, self.share)
+        for pattern, unit in UNITS.items():
+            for path, layer in expand(pattern):
+                module: Any = self.get_submodule(path)
+                swap(path, module, unit)
+                self.added += [f"{path}.{name}" for name in build(module, dtype, module.attach, self, layer)]
+        split = set(getattr(self, "_no_split_modules", None) or ())
+        self._no_split_modules = split | {u.__name__ for u in UNITS.values() if u.__bases__[0].__name__ in split}
+        self.initialise(self.added_names())
+        self.freeze()
+
+    def added_names(self) -> set[str]:
+        """The tensors of the additions, buffers included."""
+        return {f"{path}.{name}" for path in self.added for name, _ in tensors(self.get_submodule(path))}
+
+    def in_head(self, name: str) -> bool:
+        """Whether a tensor of the base lies outside the base model: a head, which a checkpoint may lack."""
+        prefix = getattr(self, "base_model_prefix", "")
+        return prefix in self._modules and not name.startswith(prefix + ".")
+
+    @torch.no_grad()
+    def initialise(self, names: Collection[str]) -> None:
+        """Give these tensors, of additions or of a fresh head, their first values, and touch no other."""
+        for path in self.added:
+            module: Any = self.get_submodule(path)
+            for name, tensor in tensors(module):
+                if f"{path}.{name}" in names and not tensor.is_meta:
+                    tensor.copy_(module.initial(name, Draw(f"{path}.{name}", tensor.shape)))
+        std = getattr(getattr(self, "config", None), "initializer_range", 0.02)
+        for name in set(names) - self.added_names():
+            tensor = self.get_parameter(name)
+            tensor.copy_(fresh(name, Draw(name, tensor.shape), std))
+
+    def freeze(self) -> None:
+        """Let train exactly what the spec trains."""
+        parameters, names = dict(self.named_parameters()), trained_names()
+        if absent := [name for name in names if name not in parameters]:
+            raise ValueError(report("the model lacks parameters that train", {"absent": absent}))
+        self.requires_grad_(False)
+        for name in names:
+            parameters[name].requires_grad_(True)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """As the base's, and frozen; what a checkpoint lacks of the additions or of a head gets its seeded values."""
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        missing, added = set(info["missing_keys"]) | model.__dict__.pop("_lacked", set()), model.added_names()
+        if absent := {name for name in missing - added if not model.in_head(name)}:
+            raise ValueError(report(f"{args[0] if args else NAME} is no complete base", {"missing": absent}))
+        model.initialise(missing | (added - model.state_dict().keys()))
+        model.freeze()
+        return (model, {**info, "missing_keys": missing}) if output_loading_info else model
+
+    def _adjust_missing_and_unexpected_keys(self, found: Any) -> None:
+        """Keep out of transformers' report what gets its first values here: it is no complaint."""
+        super()._adjust_missing_and_unexpected_keys(found)
+        self._lacked = set(found.missing_keys) & (self.added_names() | self.kept().keys())
+        found.missing_keys -= self._lacked
+
+    @classmethod
+    def from_base(
+        cls,
+        base: str | Path,
+        *,
+        revision: str | None = None,
+        dtype: torch.dtype | str | None = None,
+        device_map: Any = None,
+        **config_overrides: Any,
+    ) -> Any:
+        """This model on the weights of a base: a folder or a hub id.  ValueError where the base is another one."""
+        at: dict[str, Any] = {"revision": revision} if revision else {}
+        config = base_config(cls.config_class, base, at, config_overrides)
+        options = {"config": config, "dtype": dtype, "device_map": device_map, "output_loading_info": True}
+        model, info = cls.from_pretrained(base, **options, **at)
+        if unknown := {name for name in info["unexpected_keys"] if not model.in_head(name)}:
+            warnings.warn(report(f"{base}: tensors that this model has no place for", {"left": unknown}), stacklevel=2)
+        return model
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """As the base's, with this source beside the weights: the folder loads with `trust_remote_code=True`."""
+        config: Any = self.config
+        config.auto_map = {auto: f"modeling_{NAME}.{type(self).__name__}" for auto in AUTO_CLASSES}
+        super().save_pretrained(save_directory, **kwargs)
+        source = inspect.getsource(sys.modules[type(self).__module__])
+        replace_file(Path(save_directory) / f"modeling_{NAME}.py", source.encode())
+
+    def kept(self) -> dict[str, nn.Parameter]:
+        """What an adapter file holds: the parameters that were added or train."""
+        parameters, trained = dict(self.named_parameters()), set(trained_names())
+        added = self.added_names()
+        return {name: p for name, p in parameters.items() if name in added or name in trained}
+
+    def base_hash(self) -> str:
+        """sha256 over names, dtypes and bytes of the frozen base."""
+        kept = self.kept()
+        frozen = [(name, p.detach()) for name, p in self.named_parameters() if name not in kept]
+        key = [(p.data_ptr(), p._version, p.dtype) for _, p in frozen]
+        if self.__dict__.get("_base_hash", (None, ""))[0] != key:
+            digest = hashlib.sha256()
+            for name, p in sorted(frozen, key=lambda item: item[0]):
+                digest.update(f"{name} {p.dtype} {tuple(p.shape)}".encode())
+                digest.update(p.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            self._base_hash = (key, digest.hexdigest())
+        return str(self._base_hash[1])
+
+    def identity(self) -> dict[str, str]:
+        """What an adapter must agree on with the model that loads it."""
+        return {"plan": PLAN, "seed": str(SEED), "base": self.base_hash()}
+
+    def save_adapter(self, directory: str | Path) -> None:
+        """Write what was added or trains: adapter.safetensors, and adapter.json which says for which plan and base."""
+        folder = Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = save({name: p.detach().cpu().contiguous() for name, p in self.kept().items()})
+        facts = {
+            **self.identity(),
+            "dtype": str(DTYPE),
+            "sha256": hashlib.sha256(weights).hexdigest(),
+            "tensors": {name: {"dtype": str(p.dtype), "shape": list(p.shape)} for name, p in self.kept().items()},
+            "versions": {name: version(name) for name in ("torch", "transformers")},
+        }
+        replace_file(folder / "adapter.safetensors", weights)
+        replace_file(folder / "adapter.json", (json.dumps(facts, indent=2, sort_keys=True) + "\n").encode())
+
+    @torch.no_grad()
+    def load_adapter(self, directory: str | Path) -> None:
+        """Read back what `save_adapter` wrote; ValueError, and nothing changed, where anything does not fit."""
+        folder, mine = Path(directory), self.kept()
+        facts = json.loads((folder / "adapter.json").read_text(encoding="utf-8"))
+        weights = (folder / "adapter.safetensors").read_bytes()
+        theirs, expected = load(weights), {**self.identity(), "sha256": hashlib.sha256(weights).hexdigest()}
+        shared = mine.keys() & theirs.keys()
+        complaints = {
+            "adapter.json has another": {key for key, value in expected.items() if facts.get(key) != value},
+            "missing": mine.keys() - theirs.keys(),
+            "not of this model": theirs.keys() - mine.keys(),
+            "of another shape": {n for n in shared if mine[n].shape != theirs[n].shape},
+            "of another dtype": {n for n in shared if mine[n].dtype != theirs[n].dtype},
+        }
+        if problem := report(f"{folder} does not fit this model", complaints):
+            raise ValueError(problem)
+        for name in shared:
+            mine[name].copy_(theirs[name])
+
+    def print_trainable_parameters(self) -> None:
+        """Print how many parameters train, of how many."""
+        total = sum(p.numel() for p in self.parameters())
+        trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        print(f"trainable params: {trained:,} || all params: {total:,} || trainable%: {100 * trained / total:.4f}")
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """The base's own forwards inside a `with`; parameters of the base that were trained stay as they are."""
+        added = self.added_names()
+        if changed := [name for name in trained_names() if name not in added and not self.in_head(name)]:
+            warnings.warn(report("trained in place, not disabled", {"base": changed}), stacklevel=3)
+        units = [(module, type(module)) for module in self.modules() if type(module) in UNITS.values()]
+        for module, unit in units:
+            module.__class__ = unit.__bases__[0]
+        try:
+            yield
+        finally:
+            for module, unit in units:
+                module.__class__ = unit
+
+
+class BertForSequenceClassification(Compiled, base.BertForSequenceClassification):
+    """The base with the units above: from_base, from_pretrained, save_adapter, load_adapter, …."""
+
+    def share(self):
+        self.prefix_trunk = PrefixTrunk(length=16, width=768, hidden=800, rows=(768,) * 24)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 import operator
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import networkx as nx
@@ -122,23 +124,52 @@ def is_move(node: fx.Node) -> bool:
     return node.op in ("call_function", "call_method") and name in MOVES
 
 
-def features(way: list[fx.Node], width: int) -> tuple[fx.Node, tuple[int, ...]]:
-    """Which of a linear's features arrive at the end of the moves on a way that starts at it.
+@dataclass(frozen=True)
+class Features:
+    """The features of a linear that arrive somewhere: at `node` first, alone, and which rows of the linear they are.
 
-    Returns the first node that holds just those, and their indices in the order in which that node holds them.
+    `dims` and `order` say how `node` holds them, where that is not (batch, length, features); see Projection.
     """
+
+    node: fx.Node
+    rows: tuple[int, ...]
+    dims: tuple[int, ...] = ()
+    order: tuple[int, ...] = ()
+
+
+def features(way: list[fx.Node], width: int) -> Features:
+    """Which of a linear's features arrive at the end of the moves on a way that starts at it."""
     head = way[0]
-    index = torch.arange(width).expand(*head.meta["value"][0].shape[:-1], width)
-    held: dict[fx.Node, Any] = {head: index}
+    shape = (*head.meta["value"][0].shape[:-1], width)
+    held: dict[fx.Node, Any] = {head: torch.arange(math.prod(shape)).view(shape)}
     last = head
     for node in way[1:]:
         if not is_move(node) or node.args[0] not in held:
             break
         held[node] = _move(node, held)
         last = node if isinstance(held[node], torch.Tensor) else last
-    final = set(held[last].unique().tolist())
-    first = next(n for n, v in held.items() if isinstance(v, torch.Tensor) and set(v.unique().tolist()) == final)
-    return first, tuple(held[first][0, 0].flatten().tolist())
+    final = set((held[last] % width).unique().tolist())
+    first = next(n for n, v in held.items() if isinstance(v, torch.Tensor) and set((v % width).unique().tolist()) == final)
+    return _laid_out(first, held[first], shape)
+
+
+def _laid_out(node: fx.Node, places: torch.Tensor, shape: tuple[int, ...]) -> Features:
+    """How a node holds features, from the place in the linear's output that each of its numbers came from."""
+    width, lead = shape[-1], len(shape) - 1
+    coordinates = torch.unravel_index(places // width, shape[:-1])
+    axes = [_varying_axis(c) for c in coordinates]
+    free = [axis for axis in range(places.dim()) if axis not in axes]
+    moved = places.permute(*axes, *free) % width
+    rows = tuple(moved[(0,) * lead].flatten().tolist())
+    if axes == list(range(lead)) and len(free) == 1:
+        return Features(node, rows)
+    source = {axis: position for position, axis in enumerate((*axes, *free))}
+    return Features(node, rows, tuple(moved.shape[lead:]), tuple(source[axis] for axis in range(places.dim())))
+
+
+def _varying_axis(coordinate: torch.Tensor) -> int:
+    """The one axis along which a coordinate changes."""
+    return next(a for a in range(coordinate.dim()) if coordinate.shape[a] > 1 and bool(coordinate.diff(dim=a).any()))
 
 
 def _move(node: fx.Node, held: dict[fx.Node, Any]) -> Any:

@@ -128,11 +128,10 @@ class Editor:
     def scale_output(self, site: Projection, call: ModuleCall, gate: fx.Node | None) -> None:
         """What the projection computes, deltas of its weights included, through a module that keeps its shape."""
         x = self._at_level(site, SCALE)
-        if self._is_flat(site):
-            self._change(site, SCALE, self._scaled(x, call, gate))
-            return
-        flat = self._insert("call_method", "flatten", (x, 2))
-        self._change(site, SCALE, self._insert("call_method", "reshape_as", (self._scaled(flat, call, gate), x)))
+        if site.dims:
+            x = self._insert("call_method", "permute", (x, tuple(site.order.index(axis) for axis in range(len(site.order)))))
+            x = self._insert("call_method", "flatten", (x, -len(site.dims)))
+        self._change(site, SCALE, self._shaped(site, self._scaled(x, call, gate)))
 
     def scale_input(self, site: Projection, call: ModuleCall, gate: fx.Node | None) -> None:
         """x of the projection through a module that keeps its shape: for the projection and all that attached to it."""
@@ -191,14 +190,11 @@ class Editor:
             old.meta.pop("names", None)
 
     def _shaped(self, site: Projection | Sublayer | Embedding, delta: fx.Node) -> fx.Node:
-        if not isinstance(site, Projection) or self._is_flat(site):
+        """Features as the site holds them: the heads of an interleaved projection apart, its axes in their order."""
+        if not isinstance(site, Projection) or not site.dims:
             return delta
-        return self._insert("call_method", "reshape_as", (delta, self._at_level(site, WEIGHT)))
-
-    def _is_flat(self, site: Projection) -> bool:
-        """Whether the features of a part stand in one dimension, as the projection computed them."""
-        whole, part = (self._node(name).meta.get("value") for name in (site.node, site.output))
-        return not whole or not part or tuple(part[0].shape) == (*whole[0].shape[:-1], site.outputs)
+        apart = self._insert("call_method", "unflatten", (delta, -1, site.dims))
+        return self._insert("call_method", "permute", (apart, site.order))
 
     def _scaled(self, x: fx.Node, call: ModuleCall, gate: fx.Node | None) -> fx.Node:
         return self.call(call, *_present(x, gate))

@@ -16,6 +16,8 @@ class Projection:
 
     `node` calls the module; `output` is the first node that holds this part's features alone (`node` itself when the
     projection is not fused).  `rows` are the part's rows of W in the order of `output`'s features; None means all.
+    Where `output` is not (batch, length, outputs), it is that with the features unflattened to `dims` and all axes
+    permuted by `order`: the heads of an interleaved projection.
     """
 
     name: str
@@ -25,6 +27,8 @@ class Projection:
     inputs: int
     outputs: int
     rows: tuple[int, ...] | None = None
+    dims: tuple[int, ...] = ()
+    order: tuple[int, ...] = ()
     bias: bool = False
     transposed: bool = False
     causal: bool = False

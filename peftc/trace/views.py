@@ -67,11 +67,13 @@ def projection(view: View, node: fx.Node, way: list[fx.Node]) -> Projection:
     assert module is not None
     sizes = linear_shape(module, node)
     assert sizes is not None
-    output, rows = dataflow.features(way, sizes[1]) if len(way) > 1 else (node, tuple(range(sizes[1])))
-    whole = len(rows) == sizes[1]
+    held = dataflow.features(way, sizes[1])
+    whole = len(held.rows) == sizes[1]
     return Projection(
-        name="", module=str(node.target), node=node.name, output=node.name if whole else output.name, inputs=sizes[0],
-        outputs=len(rows), rows=None if whole else rows, bias=getattr(module, "bias", None) is not None,
+        name="", module=str(node.target), node=node.name, output=node.name if whole else held.node.name,
+        inputs=sizes[0], outputs=len(held.rows), rows=None if whole else held.rows,
+        dims=() if whole else held.dims, order=() if whole else held.order,
+        bias=getattr(module, "bias", None) is not None,
         transposed=not isinstance(module, nn.Linear) and tuple(module.weight.shape) == sizes,
     )  # fmt: skip
 

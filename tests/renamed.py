@@ -11,7 +11,7 @@ from torch.nn import functional
 from transformers import PreTrainedConfig, PreTrainedModel
 
 
-class LanternConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
+class LanternConfig(PreTrainedConfig):
     """The sizes of an encoder."""
 
     model_type = "lantern"
@@ -57,7 +57,7 @@ class Storey(nn.Module):
         return calm
 
 
-class Lantern(PreTrainedModel):  # type: ignore[no-untyped-call]
+class Lantern(PreTrainedModel):
     """An encoder, the norm after each sum, with a head that tells three things apart."""
 
     config_class = LanternConfig

@@ -77,7 +77,7 @@ def compare(ours: Any, theirs: Any, pairs: Pairs, tiny: Tiny, shift: int = 0, to
             torch.testing.assert_close(found, expected, atol=scale * tolerance, rtol=tolerance)
             for one, output in ((ours, found), (theirs, expected)):
                 one.zero_grad()
-                output.float().square().mean().backward()  # type: ignore[no-untyped-call]
+                output.float().square().mean().backward()
             gradients(ours, pairs, tolerance)
 
 

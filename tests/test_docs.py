@@ -48,7 +48,8 @@ def test_numbers_may_differ_a_little_and_words_may_not() -> None:
 def test_every_test_and_file_that_is_named_exists(page: Path) -> None:
     text = page.read_text("utf-8")
     for file, name in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", text):
-        functions = [node.name for node in ast.parse((ROOT / file).read_text("utf-8")).body if hasattr(node, "name")]
+        body = ast.parse((ROOT / file).read_text("utf-8")).body
+        functions = [node.name for node in body if isinstance(node, ast.FunctionDef)]
         assert not name or name in functions, f"{file}::{name}"
     for link in re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", text):
         assert (page.parent / link).exists() or link.endswith("coverage.md"), link

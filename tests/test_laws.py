@@ -86,7 +86,7 @@ def test_what_trains(case: Case) -> None:
     for seed in range(3):  # at one point a narrow relu may be dead
         move(additions(model), by=0.3, seed=seed)
         for given in calls(case, model):
-            answer(model.train(), given).square().sum().backward()  # type: ignore[no-untyped-call]
+            answer(model.train(), given).square().sum().backward()
     reached = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     assert reached == trained - unused(case)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}

@@ -115,7 +115,7 @@ def test_random_plans(tiny: Tiny, data: st.DataObject) -> None:
             assert same(answer(base.train(), one), answer(model.train(), one))
     perturbed(model)
     for one in given_:
-        answer(model.train(), one).square().sum().backward()  # type: ignore[no-untyped-call]
+        answer(model.train(), one).square().sum().backward()
     assert {name for name, p in model.named_parameters() if p.grad is not None} == set(program.trained)
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
     assert artifact.budget.total.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -57,7 +57,7 @@ SPECS = {f"{base}.{name}": text for base in ("bert", "gpt2") for name, text in M
 def test_outputs_and_gradients(name: str, tmp_path: Path) -> None:
     tensors, config = oracle(name)
     filled = AutoConfig.for_model(**{"model_type": "bert", **config})
-    model: Any = AutoModel.from_config(filled, attn_implementation="eager")  # type: ignore[no-untyped-call]
+    model: Any = AutoModel.from_config(filled, attn_implementation="eager")
     model.load_state_dict({key: tensors[f"param.{key}"] for key in model.state_dict()})
     path = tmp_path / "oracle.yaml"
     path.write_text(f"name: oracle\nbase: {{config: {{model_type: bert}}}}\nmethods: [{SPECS[name]}]\n")
@@ -109,12 +109,12 @@ def compare_outputs(output: Tensor, tensors: Tensors) -> None:
     """To 1e-5 at real positions; then the gradients of the loss that the file's are of."""
     if "output" not in tensors:
         torch.testing.assert_close(output, tensors["last_hidden_state"], atol=1e-5, rtol=1e-5)
-        output.square().mean().backward()  # type: ignore[no-untyped-call]
+        output.square().mean().backward()
         return
     real = tensors["attention_mask"].bool()
     torch.testing.assert_close(output[real], tensors["output"][real], atol=1e-5, rtol=1e-5)
     loss = (output * tensors["weight"] * tensors["attention_mask"][..., None]).sum()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
 
 
 def theirs(name: str, tensors: Tensors) -> tuple[str, Callable[[Tensor], Tensor]]:

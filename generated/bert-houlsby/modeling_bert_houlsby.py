@@ -113,7 +113,7 @@ class BertLayer(base.BertLayer):
     ):
         input_tensor = hidden_states
         if past_key_values is not None:
-            raise ValueError("BertLayer was compiled for past_key_values=None: recompile for a base that gives one")
+            raise ValueError("BertLayer was compiled for past_key_values=None: recompile for a base that gives another")
         attention_output, _ = self.attention.self(
             input_tensor, encoder_hidden_states=None, attention_mask=attention_mask, past_key_values=None, **kwargs
         )

@@ -124,7 +124,7 @@ class GPT2Attention(base.GPT2Attention):
     ):
         if encoder_hidden_states is not None:
             raise ValueError(
-                "GPT2Attention was compiled for encoder_hidden_states=None: recompile for a base that gives one"
+                "GPT2Attention was compiled for encoder_hidden_states=None: recompile for a base that gives another"
             )
         if past_key_values is not None and isinstance(past_key_values, EncoderDecoderCache):
             raise ValueError("GPT2Attention was compiled for another kind of input: compile it again for this one")

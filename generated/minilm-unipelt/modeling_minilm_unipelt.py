@@ -224,7 +224,7 @@ class BertSelfAttention(base.BertSelfAttention):
     def forward(self, hidden_states, attention_mask=None, past_key_values=None, **kwargs):
         if past_key_values is not None:
             raise ValueError(
-                "BertSelfAttention was compiled for past_key_values=None: recompile for a base that gives one"
+                "BertSelfAttention was compiled for past_key_values=None: recompile for a base that gives another"
             )
         input_shape = hidden_states.shape[:-1]
         lora_gate = self.lora_gate(hidden_states)
@@ -275,7 +275,7 @@ class BertLayer(base.BertLayer):
         **kwargs,
     ):
         if past_key_values is not None:
-            raise ValueError("BertLayer was compiled for past_key_values=None: recompile for a base that gives one")
+            raise ValueError("BertLayer was compiled for past_key_values=None: recompile for a base that gives another")
         attention_output, _ = self.attention(hidden_states, attention_mask, past_key_values=None, **kwargs)
         intermediate_output = self.intermediate(attention_output)
         hidden_states = self.output.dense(intermediate_output)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from peftc.graph.branches import Guard, assume, choose, enter, leave
+from peftc.graph.branches import Guard, assume, choose, enter, inputs, leave
 
 CHEAP = (getattr, operator.getitem, choose)
 
@@ -40,6 +39,7 @@ class Branch:
 
 
 Item = Statement | Branch
+Row = tuple[tuple[Guard, ...], Statement | fx.Node]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +53,7 @@ class Body:
 def blocks(graph: fx.Graph) -> Body:
     """The statements of a graph, in its order."""
     phis = {n for n in graph.nodes if is_phi(n)}
-    unpacked = {n: items for n in graph.nodes if (items := _unpacking(n)) is not None}
+    unpacked = {n: targets for n in graph.nodes if (targets := _unpacking(n)) is not None}
     slots = {t for items in unpacked.values() for t in items if t is not None}
     inline = _inline(graph, phis, slots, unpacked)
     rows = _rows(graph, inline, phis, slots, unpacked)
@@ -75,25 +75,29 @@ def _under(node: fx.Node, condition: object) -> bool:
 
 def _unpacking(node: fx.Node) -> tuple[fx.Node | None, ...] | None:
     """The items of a tuple that is only ever taken apart into named values; None where it is not."""
-    if not node.users or is_phi(node) or not all(_is_item(user, node) for user in node.users):
+    indices = {user: index for user in node.users if (index := _index(user, node)) is not None}
+    if not node.users or is_phi(node) or len(indices) != len(node.users):
         return None
-    value = node.meta.get("value", ((None,) * (1 + max(user.args[1] for user in node.users)),))[0]
+    value = node.meta.get("value", ((None,) * (1 + max(indices.values())),))[0]
     if not isinstance(value, (tuple, list)):
         return None
     items: list[fx.Node | None] = [None] * len(value)
-    for user in node.users:
-        if items[user.args[1]] is not None or (
-            user.meta.get("guard") != node.meta.get("guard") and node.op != "placeholder"
-        ):
+    for user, index in indices.items():
+        moved = user.meta.get("guard") != node.meta.get("guard") and node.op != "placeholder"
+        if items[index] is not None or moved:
             return None
-        items[user.args[1]] = user
+        items[index] = user
     if isinstance(value, torch.Size) and not any(item is not None and _hints(item) for item in items):
         return None
     return tuple(items)
 
 
-def _is_item(user: fx.Node, node: fx.Node) -> bool:
-    return user.target is operator.getitem and user.args[0] is node and type(user.args[1]) is int
+def _index(user: fx.Node, node: fx.Node) -> int | None:
+    """Which item of a tuple a node reads, or None where it reads something else."""
+    if user.target is not operator.getitem or user.args[0] is not node:
+        return None
+    index = user.args[1]
+    return index if isinstance(index, int) and type(index) is int else None
 
 
 def _hints(node: fx.Node) -> bool:
@@ -143,16 +147,14 @@ def _foldable(node: fx.Node, inline: set[fx.Node], root: dict[fx.Node, fx.Node],
 
 
 def _times_used(user: fx.Node, node: fx.Node) -> int:
-    found: list[fx.Node] = []
-    fx.node.map_arg((user.args, user.kwargs), lambda n: found.append(n) or n)
-    return found.count(node)
+    return inputs((user.args, user.kwargs)).count(node)
 
 
 def _rows(
     graph: fx.Graph, inline: set[fx.Node], phis: set[fx.Node], slots: set[fx.Node], unpacked: dict[fx.Node, Any]
-) -> list[tuple[tuple[Guard, ...], Statement | fx.Node]]:
+) -> list[Row]:
     """Every statement with its guard; a phi stands as its bare node."""
-    rows: list[tuple[tuple[Guard, ...], Statement | fx.Node]] = []
+    rows: list[Row] = []
     opened: set[fx.Node] = set()
     for node in graph.nodes:
         guard = node.meta.get("guard", ())
@@ -168,12 +170,12 @@ def _rows(
     return rows
 
 
-def _nest(rows: Sequence[tuple[tuple[Guard, ...], Statement | fx.Node]], depth: int) -> list[Item]:
+def _nest(rows: Sequence[Row], depth: int) -> list[Item]:
     """Runs under one condition become a branch; the phis behind them join it."""
     items: list[Item] = []
-    groups: list[tuple[Any, list[tuple[tuple[Guard, ...], Statement | fx.Node]]]] = []
+    groups: list[tuple[Any, list[Row]]] = []
     for guard, row in rows:
-        condition = guard[depth].condition if len(guard) > depth else None
+        condition: Any = guard[depth].condition if len(guard) > depth else None
         if isinstance(row, fx.Node) and condition is None:
             condition = row.args[0]
         if groups and groups[-1][0] == condition:
@@ -188,7 +190,7 @@ def _nest(rows: Sequence[tuple[tuple[Guard, ...], Statement | fx.Node]], depth: 
     return items
 
 
-def _branch(condition: str | fx.Node, members: Sequence[tuple[tuple[Guard, ...], Statement | fx.Node]], depth: int) -> Branch:
+def _branch(condition: str | fx.Node, members: Sequence[Row], depth: int) -> Branch:
     phis = [row for guard, row in members if isinstance(row, fx.Node) and len(guard) <= depth]
     inside = [(guard, row) for guard, row in members if len(guard) > depth]
     true = _nest([(g, r) for g, r in inside if g[depth].branch], depth + 1)
@@ -200,15 +202,20 @@ def _with_conditions(items: list[Item], inline: set[fx.Node]) -> list[Item]:
     """Unnamed conditions move into the one `if` behind them that asks for them."""
     asked = [item.condition for item in flat(items) if isinstance(item, Branch)]
     kept: list[Item] = []
-    for item, behind in itertools.zip_longest(items, items[1:]):
+    followers: list[Item | None] = [*items[1:], None]
+    for item, behind in zip(items, followers, strict=False):
         if isinstance(item, Branch):
             item.if_true, item.if_false = (_with_conditions(side, inline) for side in (item.if_true, item.if_false))
-        elif isinstance(behind, Branch) and behind.condition is item.node and not _hints(item.node):
-            if not item.node.users and asked.count(item.node) == 1:
-                inline.add(item.node)
-                continue
+        elif isinstance(behind, Branch) and _moves(item.node, behind) and asked.count(item.node) == 1:
+            inline.add(item.node)
+            continue
         kept.append(item)
     return kept
+
+
+def _moves(node: fx.Node, branch: Branch) -> bool:
+    """Whether a node is the branch's condition and nothing else."""
+    return branch.condition is node and not _hints(node) and not node.users
 
 
 def _number(items: list[Item], start: int) -> int:

@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from peftc.emit.blocks import Body, Branch, Item, Statement, flat
+from peftc.graph.branches import inputs
 
 RESERVED = frozenset({"self", "base", "torch", "nn", "math", "super", "_", *keyword.kwlist})
 
@@ -76,7 +77,7 @@ class Names:
         return Variable(ordered, start, end, hints=hints)
 
     def _allocate(self) -> None:
-        """Give each variable its first free hint; one that is in the way moves to another name of its own if it has one."""
+        """Give each variable its first free hint; one in the way moves to another name of its own if it has one."""
         self._taken: list[Variable] = []
         for variable in sorted(self._variables, key=lambda v: v.start):
             if variable.nodes[0].op != "placeholder":
@@ -163,7 +164,8 @@ def _uses(graph: fx.Graph, body: Body) -> dict[fx.Node, list[tuple[int, fx.Node]
         for text in (a for a in node.args if isinstance(a, str)):
             for name in set(re.findall(r"\w+", text)) & set(placeholders):
                 uses[placeholders[name]].append((index, reader))
-        fx.node.map_arg((node.args, node.kwargs), lambda n: read(n, index, reader) or n)
+        for given in inputs((node.args, node.kwargs)):
+            read(given, index, reader)
 
     for item in flat(body.items):
         if isinstance(item, Statement):

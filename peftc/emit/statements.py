@@ -6,6 +6,7 @@ import inspect
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from inspect import Parameter
 
 from torch import fx, nn
 
@@ -15,6 +16,8 @@ from peftc.emit.layout import commented, indented, wrapped
 from peftc.emit.literal import literal
 from peftc.emit.names import Names
 from peftc.graph.branches import assume
+
+STARS: Mapping[object, str] = {Parameter.VAR_POSITIONAL: "*", Parameter.VAR_KEYWORD: "**"}
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ def _signature(base: type[nn.Module]) -> list[str]:
             keyword_only = True
             parts.append("*")
         keyword_only = keyword_only or parameter.kind is parameter.VAR_POSITIONAL
-        star = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+        star = STARS.get(parameter.kind, "")
         default = "" if parameter.default is parameter.empty else f"={parameter.default!r}"
         parts.append(f"{star}{parameter.name}{default}")
     return parts

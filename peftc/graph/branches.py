@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import fx
@@ -44,7 +44,23 @@ class Guard:
 
 def moved(guards: tuple[Guard, ...], table: Mapping[fx.Node, fx.Node]) -> tuple[Guard, ...]:
     """The same guards in a copied graph, whose nodes the table gives."""
-    return tuple(Guard(table[g.condition] if isinstance(g.condition, fx.Node) else g.condition, g.branch) for g in guards)
+    return tuple(replace(g, condition=_moved(g.condition, table)) for g in guards)
+
+
+def _moved(condition: str | fx.Node, table: Mapping[fx.Node, fx.Node]) -> str | fx.Node:
+    return table[condition] if isinstance(condition, fx.Node) else condition
+
+
+def inputs(value: Any) -> list[fx.Node]:
+    """Every node in a value, as often as it stands there."""
+    found: list[fx.Node] = []
+
+    def note(node: fx.Node) -> fx.Node:
+        found.append(node)
+        return node
+
+    fx.node.map_arg(value, note)
+    return found
 
 
 def lookup(implementation: str, default: Callable[..., Any], example: Callable[..., Any]) -> Callable[..., Any]:

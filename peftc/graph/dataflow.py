@@ -7,7 +7,7 @@ import math
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import networkx as nx
 import torch
@@ -15,7 +15,7 @@ from torch import fx
 
 from peftc.graph.branches import assume, choose, enter, leave
 
-Flow = nx.DiGraph
+Flow: TypeAlias = "nx.DiGraph[fx.Node]"
 
 MOVES = frozenset({
     "view", "reshape", "transpose", "permute", "split", "chunk", "unbind", "contiguous", "unflatten", "flatten",
@@ -25,7 +25,7 @@ MOVES = frozenset({
 
 def flow(graph: fx.Graph) -> Flow:
     """Edges from a value to what reads it: cached values, sizes and markers left out; tuples taken apart exactly."""
-    found = Flow()
+    found: Flow = nx.DiGraph()
     found.add_nodes_from(n for n in graph.nodes if n.target not in (enter, leave, assume))
     for node in list(found.nodes):
         found.add_edges_from((source, node) for source in sources(node) if source in found)
@@ -137,6 +137,10 @@ class Features:
     order: tuple[int, ...] = ()
 
 
+def _arrived(held: torch.Tensor, width: int) -> set[int]:
+    return set((held % width).unique().tolist())
+
+
 def features(way: list[fx.Node], width: int) -> Features:
     """Which of a linear's features arrive at the end of the moves on a way that starts at it."""
     head = way[0]
@@ -148,8 +152,8 @@ def features(way: list[fx.Node], width: int) -> Features:
             break
         held[node] = _move(node, held)
         last = node if isinstance(held[node], torch.Tensor) else last
-    final = set((held[last] % width).unique().tolist())
-    first = next(n for n, v in held.items() if isinstance(v, torch.Tensor) and set((v % width).unique().tolist()) == final)
+    final = _arrived(held[last], width)
+    first = next(n for n, v in held.items() if isinstance(v, torch.Tensor) and _arrived(v, width) == final)
     return _laid_out(first, held[first], shape)
 
 

@@ -129,7 +129,8 @@ class Editor:
         """What the projection computes, deltas of its weights included, through a module that keeps its shape."""
         x = self._at_level(site, SCALE)
         if site.dims:
-            x = self._insert("call_method", "permute", (x, tuple(site.order.index(axis) for axis in range(len(site.order)))))
+            back = tuple(site.order.index(axis) for axis in range(len(site.order)))
+            x = self._insert("call_method", "permute", (x, back))
             x = self._insert("call_method", "flatten", (x, -len(site.dims)))
         self._change(site, SCALE, self._shaped(site, self._scaled(x, call, gate)))
 

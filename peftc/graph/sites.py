@@ -43,10 +43,10 @@ class Projection:
 
 @dataclass(frozen=True)
 class Attention:
-    """The keys and values of one attention: `node` is the call, whose arguments include `key`, `value` and `mask_value`.
+    """One attention's keys and values: `node` is the call, whose arguments include `key`, `value` and `mask_value`.
 
-    key: (batch, kv_heads, length, key_width / kv_heads).  `input` is the attention's input x, of width `width`.  `whole`:
-    it is one call, not written out as products around a softmax.
+    key: (batch, kv_heads, length, key_width / kv_heads).  `input` is the attention's input x, of width `width`.
+    `whole`: it is one call, not written out as products around a softmax.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Attention:
 
 @dataclass(frozen=True)
 class Sublayer:
-    """A tensor `output` that is added to a `residual` (in the node `sum`): the attention's or the feed-forward's output.
+    """A tensor `output` that joins a `residual` (in the node `sum`): the attention's or the feed-forward's output.
 
     `norm` is the norm that reads the sum and nothing else does (post-norm), or None; `input` is the sublayer's input x.
     """

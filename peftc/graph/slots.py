@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -66,7 +67,11 @@ def biases(call: fx.Node, states: Sequence[Argument]) -> list[tuple[str, fx.Node
 
 def _per_key(node: fx.Node, key: fx.Node) -> bool:
     pairs = list(zip(node.meta.get("value", ()), key.meta.get("value", ()), strict=False))
-    return bool(pairs) and all(isinstance(b, torch.Tensor) and b.dim() == 4 and b.shape[-1] == k.shape[2] for b, k in pairs)
+    return bool(pairs) and all(_one_per_key(bias, states) for bias, states in pairs)
+
+
+def _one_per_key(bias: Any, key: torch.Tensor) -> bool:
+    return isinstance(bias, torch.Tensor) and bias.dim() == 4 and bias.shape[-1] == key.shape[2]
 
 
 def causal(call: fx.Node, otherwise: bool) -> bool | fx.Node:

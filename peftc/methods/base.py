@@ -77,7 +77,7 @@ class Method(BaseModel):
 
     @abstractmethod
     def neutral(self, call: ModuleCall) -> ModuleCall | None:
-        """The same module without any effect, for the proof: as it starts where that is the identity; None if there is none."""
+        """The same module without any effect, for the proof: as it starts where that is the identity; None if none."""
 
     @abstractmethod
     def cost(self, site: Site) -> Cost:

@@ -41,7 +41,8 @@ class Prefix(Method):
         if not isinstance(site, Attention):
             return f"a prefix joins the keys and values of an attention, not {site.name}: name attention"
         if not site.whole:
-            return f"{site.name} is written out with a softmax: there is no one call whose keys and values a prefix joins"
+            written = f"{site.name} is written out with a softmax"
+            return f"{written}: there is no one call whose keys and values a prefix joins"
         return None
 
     def gate_refusal(self, gate: Gate, site: Site) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import fx
 
-from peftc.graph.branches import choose, enter, leave, lookup
+from peftc.graph.branches import choose, enter, inputs, leave, lookup
 from peftc.rewrite.passes import copied
 from peftc.rewrite.program import Body, Program
 
@@ -66,13 +66,15 @@ def _fold(graph: fx.Graph, extent: Extent, before: dict[str, fx.Node]) -> None:
         return
     result = before[extent.end.name].args[1]
     names = {n.name for n in extent.inside}
-    given = [n.name for n in _nodes(result)]
+    given = [n.name for n in inputs(result)]
     outside = [n for n in extent.inside if any(u.name not in names and u is not extent.end for u in n.users)]
     items = list(result) if isinstance(result, (tuple, list)) else [result]
     if any(n.name not in given for n in outside) or not all(i is None or isinstance(i, fx.Node) for i in items):
         return
     with graph.inserting_before(extent.start):
-        call = graph.call_module(extent.path, extent.start.args[1], extent.start.args[2])
+        _, args, kwargs = extent.start.args
+        assert isinstance(args, tuple) and isinstance(kwargs, dict)
+        call = graph.call_module(extent.path, args, kwargs)
     _take_over(graph, call, extent, result, names)
     for node in (extent.end, *reversed(extent.inside), extent.start):
         graph.erase_node(node)
@@ -109,21 +111,15 @@ def _value(item: fx.Node | None, point: int) -> Any:
 
 def _replaced(before: Any, after: Any) -> dict[str, str]:
     """How the inputs of an inlined call changed: old name -> new name."""
-    return {b.name: a.name for b, a in zip(_nodes(before), _nodes(after), strict=True)}
-
-
-def _nodes(value: Any) -> list[fx.Node]:
-    found: list[fx.Node] = []
-    fx.node.map_arg(value, lambda n: found.append(n) or n)
-    return found
+    return {b.name: a.name for b, a in zip(inputs(before), inputs(after), strict=True)}
 
 
 def _unchanged(node: fx.Node, before: dict[str, fx.Node], replaced: dict[str, str]) -> bool:
     old = before.get(node.name)
     if old is None or node.op != old.op or (node.target is not old.target and node.target != old.target):
         return False
-    wanted = [replaced.get(n.name, n.name) for n in _nodes((old.args, old.kwargs))]
-    return node.target is leave or wanted == [n.name for n in _nodes((node.args, node.kwargs))]
+    wanted = [replaced.get(n.name, n.name) for n in inputs((old.args, old.kwargs))]
+    return node.target is leave or wanted == [n.name for n in inputs((node.args, node.kwargs))]
 
 
 def without_idle(graph: fx.Graph) -> None:

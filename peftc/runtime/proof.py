@@ -14,13 +14,14 @@ from peftc import modules
 from peftc.emit.artifact import printed
 from peftc.errors import Defect
 from peftc.methods.base import ModuleCall
-from peftc.rewrite.passes import copied
 from peftc.plan import PlacedShared
+from peftc.rewrite.passes import copied
 from peftc.rewrite.program import Addition, Body, Program
 from peftc.rewrite.simplify import without_idle
 from peftc.runtime.examples import Filler, Recordings, real_module, recordings
 from peftc.runtime.namespace import module_of
 from peftc.trace.calls import Recorded
+from peftc.trace.units import implementation
 
 LARGEST = 250_000_000
 TRIES = 30
@@ -86,10 +87,10 @@ def _neutral(program: Program) -> Program:
         method = methods.get((path, name))
         return (method.neutral(given) if method else None) or given
 
-    bodies = [
-        replace(b, additions=tuple(Addition(a.name, {p: call(p, a.name, c) for p, c in a.calls.items()}) for a in b.additions))
-        for b in program.bodies
-    ]
+    def quiet(addition: Addition) -> Addition:
+        return Addition(addition.name, {p: call(p, addition.name, c) for p, c in addition.calls.items()})
+
+    bodies = [replace(b, additions=tuple(quiet(a) for a in b.additions)) for b in program.bodies]
     shared = [replace(s, module=replace(s.module, call=_neutral_shared(s))) for s in program.shared]
     return replace(program, bodies=tuple(bodies), shared=tuple(shared))
 
@@ -121,7 +122,8 @@ def _shown(
     if run.exact:
         yield f"with additions equal to {base} at initialisation, bit for bit", run.identity(neutral)
     else:
-        yield f"with a prefix of no keys, and the rest at initialisation, equal to {base} to 1e-5", run.identity(neutral)
+        bar = "with a prefix of no keys, and the rest at initialisation, equal to"
+        yield f"{bar} {base} to 1e-5", run.identity(neutral)
     yield "every parameter that trains has a gradient, no other has one", run.gradients(full)
 
 
@@ -152,7 +154,8 @@ class _Run:
             for addition in self.body.additions:
                 own.get_submodule(addition.name).eval()
             for what, call in self.calls:
-                self._same(_run(base, call, case)[0], _run(own, call, case)[0], f"no effect, {what}, {case}", self.exact)
+                wanted, found = (_run(module, call, case)[0] for module in (base, own))
+                self._same(wanted, found, f"no effect, {what}, {case}", self.exact)
         return len(cases) * len(self.calls)
 
     def gradients(self, emitted: ModuleType) -> int:
@@ -179,8 +182,7 @@ class _Run:
         module = real_module(self.module, 7, case.dtype).train(case.training)
         config: Any = getattr(module, "config", None)
         if config is not None:
-            own = self.module.config._attn_implementation  # type: ignore[union-attr]
-            config._attn_implementation = "eager" if case.eager else own
+            config._attn_implementation = "eager" if case.eager else implementation(self.module)
         return module
 
     def _attached(self, emitted: ModuleType, case: Case, neutral: bool) -> nn.Module:
@@ -196,7 +198,8 @@ class _Run:
         for name in [n for n in module._modules if n not in before]:
             _initialise(module.get_submodule(name), emitted_any)
         _initialise(owner, emitted_any)
-        return module.to(case.dtype).train(case.training)  # type: ignore[no-any-return]
+        attached: nn.Module = module.to(case.dtype).train(case.training)
+        return attached
 
     def _same(self, base: Any, own: Any, where: str, exact: bool = True) -> None:
         for a, b in zip(_tensors(base), _tensors(own), strict=True):
@@ -237,7 +240,7 @@ def _run(module: nn.Module, call: Recorded, case: Case, freeze: bool = True) -> 
         outputs = type(module).forward(module, **named, **extra)
     total = sum((t.float() * _weights(t)).sum() for t in _tensors(outputs) if t.requires_grad)
     if isinstance(total, torch.Tensor):
-        total.backward()  # type: ignore[no-untyped-call]
+        total.backward()
     return outputs, [p.grad for p in module.parameters() if p.grad is not None]
 
 

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from peftc.graph.branches import base_forward
 from peftc.graph.sites import Embedding, Parameter, Projection, Trace, Unit
-from peftc.trace.layers import fingerprint, layers
 from peftc.trace.inputs import is_causal
+from peftc.trace.layers import fingerprint, layers
 from peftc.trace.model import build, skeleton
 from peftc.trace.probes import installed
 from peftc.trace.units import observe
@@ -67,14 +67,13 @@ def _single(model: nn.Module, path: str) -> tuple[str, Unit]:
 
 
 def _single_site(model: nn.Module, path: str, module: nn.Module, node: str) -> Projection | Embedding:
-    weight: nn.Parameter = module.weight
-    rows, columns = weight.shape
+    rows, columns = module.get_parameter("weight").shape
     if isinstance(module, nn.Embedding):
         return Embedding("embedding" if module is _input_embeddings(model) else path, "", node, rows, columns)
     plain = isinstance(module, nn.Linear)
     outputs, width = (rows, columns) if plain else (columns, rows)
     bias = getattr(module, "bias", None) is not None
-    return Projection(path, "", node, node, width, outputs, None, bias, transposed=not plain)
+    return Projection(path, "", node, node, width, outputs, bias=bias, transposed=not plain)
 
 
 def _input_embeddings(model: nn.Module) -> nn.Module | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -116,21 +116,22 @@ def attention_sites(view: View) -> list[Site]:
             continue
         q, k, v = (p for p in parts if p is not None)
         cross = "cross." if read_by(view, q.node) is not read_by(view, k.node) else ""
-        mask = parameter_behind(view, call.mask)
-        seen = {"causal": call.causal and not cross, "mask": None if cross else mask}
-        found += [replace(p, name=cross + n, **seen) for n, p in zip("qkv", (q, k, v), strict=True)]
-        found += [replace(o, name=f"{cross}o", **seen) for o in output_projection(view, call.node)]
-        found.append(replace(_attention(view, call, q, cross, seen), whole=call.whole))
+        mask = None if cross else parameter_behind(view, call.mask)
+        causal = call.causal and not cross
+        found += [replace(p, name=cross + n, causal=causal, mask=mask) for n, p in zip("qkv", (q, k, v), strict=True)]
+        outputs = output_projection(view, call.node)
+        found += [replace(o, name=f"{cross}o", causal=causal, mask=mask) for o in outputs]
+        found.append(replace(_attention(view, call, q, cross), causal=causal, mask=mask))
     return found
 
 
-def _attention(view: View, call: AttentionCall, q: Projection, cross: str, seen: Mapping[str, Any]) -> Attention:
+def _attention(view: View, call: AttentionCall, q: Projection, cross: str) -> Attention:
     key, value = (n.meta["value"][0].shape for n in (call.key, call.value))
     x = read_by(view, q.node)
     return Attention(
         name=f"{cross}attention", node=call.node.name, key=call.key.name, value=call.value.name,
         mask_value=call.mask.name if call.mask is not None else None, input=x.name, width=width_of(x),
-        kv_heads=key[1], key_width=key[1] * key[3], value_width=value[1] * value[3], **seen,
+        kv_heads=key[1], key_width=key[1] * key[3], value_width=value[1] * value[3], whole=call.whole,
     )  # fmt: skip
 
 

@@ -37,14 +37,14 @@ def block_sites(view: View, inner: Mapping[str, tuple[View, list[Site]]], own: l
     found: list[Site] = []
     for attention in seen:
         cross = attention.name.removesuffix("attention")
-        facts = {"causal": attention.causal and not cross, "mask": None if cross else attention.mask}
+        causal, mask = attention.causal and not cross, None if cross else attention.mask
         outputs = [] if attention.projects else list(output_projection(view, attention.node))
-        found += [replace(o, name=f"{cross}o", **facts) for o in outputs]
+        found += [replace(o, name=f"{cross}o", causal=causal, mask=mask) for o in outputs]
         sublayer = _sublayer(view, attention.node, attention.input, f"{cross}attention_output")
-        found += [replace(sublayer, **facts)] if sublayer else []
-    facts = {"causal": any(a.causal for a in seen), "mask": next((a.mask for a in seen if a.mask), None)}
+        found += [replace(sublayer, causal=causal, mask=mask)] if sublayer else []
+    causal, mask = any(a.causal for a in seen), next((a.mask for a in seen if a.mask), None)
     taken = {s.node for s in (*found, *own) if isinstance(s, Projection)}
-    return [*found, *(replace(s, **facts) for s in _feed_forward(view, taken))]
+    return [*found, *(replace(s, causal=causal, mask=mask) for s in _feed_forward(view, taken))]
 
 
 def _inner_attentions(view: View, inner: Mapping[str, tuple[View, list[Site]]]) -> Iterator[AttentionSeen]:
@@ -123,7 +123,7 @@ def _feed_forward(view: View, taken: set[str]) -> list[Site]:
     """ffn_gate, ffn_up, ffn_down and ffn: the last linear that another one feeds, and those that feed it."""
     free = [n for n in view.linears() if n.name not in taken]
     for down in reversed(free):
-        feeding = [n for n in dataflow.upstream(view.flow, down, lambda n: view.is_linear(n) or _two_streams_sum(n))]
+        feeding = dataflow.upstream(view.flow, down, lambda n: view.is_linear(n) or _two_streams_sum(n))
         linears = [n for n in feeding if n in free]
         if not linears or len(linears) != len(feeding):
             continue

@@ -28,7 +28,7 @@ POINTS = (Point(batch=2, length=7, past=6, source=9), Point(batch=3, length=11, 
 
 @dataclass(frozen=True)
 class Scenario:
-    """How the outer model is called: padded or not; with no cache, an empty one, a filled one, or one token at a time."""
+    """How the outer model is called: padded or not; no cache, an empty one, a filled one, or one token at a time."""
 
     mask: bool
     cache: Literal["none", "empty", "filled", "single"]

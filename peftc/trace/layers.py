@@ -14,7 +14,7 @@ from peftc.graph.sites import Layer, Site, Unit
 from peftc.trace.attention import attention_sites
 from peftc.trace.blocks import block_sites
 from peftc.trace.probes import Session
-from peftc.trace.units import Observed, layer_paths, UnitTracer
+from peftc.trace.units import Observed, UnitTracer, layer_paths
 from peftc.trace.views import View
 
 
@@ -78,7 +78,8 @@ class _Units:
         sites: list[Site] = attention_sites(view)
         if not any(path == paths[0] for path in self._attention_paths()):
             within = {p[len(paths[0]) + 1 :]: u for p, u in inner.items() if p.startswith(f"{paths[0]}.")}
-            views = {p: (View.of(module.get_submodule(p), u.graph, self.session.causal), list(u.sites)) for p, u in within.items()}
+            causal = self.session.causal
+            views = {p: (View.of(module.get_submodule(p), u.graph, causal), list(u.sites)) for p, u in within.items()}
             sites = [*sites, *block_sites(view, views, sites)]
         return Unit(
             type(module).__name__, type(module), graph, tuple(sites), tuple(paths), fingerprint=fingerprint(graph)
@@ -111,9 +112,8 @@ def fingerprint(graph: fx.Graph) -> str:
             return f"{{{','.join(f'{k}:{text(v)}' for k, v in value.items())}}}"
         if isinstance(value, slice):
             return f"slice{text([value.start, value.stop, value.step])}"
-        return (
-            f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else repr(value)
-        )  # house: ok
+        qualified = getattr(value, "__qualname__", None)
+        return repr(value) if qualified is None else f"{value.__module__}.{qualified}"
 
     rows = (f"{n.op} {text(n.target)} {text(n.args)} {text(n.kwargs)} {n.meta.get('guard', ())}" for n in graph.nodes)
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()

@@ -60,8 +60,8 @@ class _Merger:
         self.widened: set[fx.Node] = set()
 
     def run(self, true: list[fx.Node], false: list[fx.Node]) -> fx.Graph:
-        keys = [[n.meta["key"] for n in side] for side in (true, false)]
-        for tag, i, j, k, end in SequenceMatcher(None, *keys, autojunk=False).get_opcodes():
+        ours, theirs = ([n.meta["key"] for n in side] for side in (true, false))
+        for tag, i, j, k, end in SequenceMatcher(None, ours, theirs, autojunk=False).get_opcodes():
             if tag == "equal":
                 for a, b in zip(true[i:j], false[k:end], strict=True):
                     self._both(a, b)
@@ -163,10 +163,11 @@ class _Merger:
     def _choice(self, a: Any, b: Any) -> fx.Node:
         if self.condition is None:
             fail(f"{a} in some calls is {b} in others, and nothing says in which")
-        for node in self.graph.nodes:
+        nodes: list[fx.Node] = list(self.graph.nodes)
+        for node in nodes:
             if node.target is choose and node.args == (self.condition, a, b):
                 return node
-        after = self._latest_of_region(a, b) or list(self.graph.nodes)[-1]
+        after = self._latest_of_region(a, b) or nodes[-1]
         with self.graph.inserting_after(after):
             node = self.graph.call_function(choose, (self.condition, a, b))
         source = a if isinstance(a, fx.Node) else b
@@ -180,7 +181,7 @@ class _Merger:
         guarded = [n for n in (a, b) if isinstance(n, fx.Node) and self._guarded(n)]
         if not guarded:
             return None
-        order = list(self.graph.nodes)
+        order: list[fx.Node] = list(self.graph.nodes)
         last = max(order.index(n) for n in guarded)
         while last + 1 < len(order) and (self._guarded(order[last + 1]) or order[last + 1].target is choose):
             last += 1

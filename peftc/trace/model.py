@@ -27,9 +27,10 @@ def read_config(base: Base) -> PreTrainedConfig:
     """The config that a spec writes out, or that of a folder or hub id."""
     try:
         if base.model is not None:
-            return AutoConfig.from_pretrained(base.model, revision=base.revision)
+            config: PreTrainedConfig = AutoConfig.from_pretrained(base.model, revision=base.revision)
+            return config
         written = dict(base.config or {})
-        return AutoConfig.for_model(written.pop("model_type"), **written)
+        return AutoConfig.for_model(str(written.pop("model_type")), **written)
     except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         raise PeftcError(f"the base's config cannot be read: {_said(error)}") from error
 
@@ -74,7 +75,8 @@ def from_config(config: PreTrainedConfig, task: str | None) -> PreTrainedModel:
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise PeftcError(f"the base cannot be built: {_said(error)}") from error
     model.tie_weights()
-    return model.eval()
+    model.eval()
+    return model
 
 
 def _said(error: Exception) -> str:

@@ -213,7 +213,7 @@ def _leaf(tracer: Tracer, function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args, **kwargs)
         return tracer.create_proxy("call_function", function, args, kwargs)
 
-    traced.leaf_of = function  # type: ignore[attr-defined]
+    vars(traced)["leaf_of"] = function
     return traced
 
 

@@ -6,7 +6,7 @@ import builtins
 import operator
 import sys
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from torch import fx, nn
 
 from peftc.graph.branches import SelfReference, assume, enter, leave
-from peftc.trace.values import EXTRA, Argument, Point, TraceFailure, Value, evaluate, fail, is_plain
+from peftc.trace.values import EXTRA, Answer, Argument, Point, TraceFailure, Value, evaluate, fail, is_plain
 
 OWN = tuple(f"{folder}/" for folder in (Path(torch.__file__).parent, Path(__file__).parent))
 UNTRACEABLE = (TraceFailure, RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError)
@@ -26,9 +26,9 @@ LITERALS = (int, float, str, complex, type(None), type(...), torch.dtype, torch.
 class Tracer(fx.proxy.TracerBase):
     """Traces one unit.  `leaves` are the modules that stay calls; everything else with children is inlined."""
 
-    def __init__(self, unit: nn.Module, leaves: frozenset[nn.Module], against: frozenset[Hashable] = frozenset()) -> None:
+    def __init__(self, unit: nn.Module, leaves: frozenset[nn.Module], against: Iterable[Hashable] = ()) -> None:
         self.graph = fx.Graph()
-        self.unit, self.leaves, self.against = unit, leaves, against
+        self.unit, self.leaves, self.against = unit, leaves, frozenset(against)
         self.paths = {module: path for path, module in unit.named_modules()}
         self.paused = 0
         self.module_stack = OrderedDict()
@@ -41,7 +41,7 @@ class Tracer(fx.proxy.TracerBase):
         """The graph of the unit's forward on these arguments."""
         positional, keywords = [], {}
         for argument in arguments:
-            value: Any = None
+            value: Any = argument.default
             if argument.points is not None:
                 value = self._placeholder(argument)
             if argument.kind == "extra":
@@ -58,7 +58,7 @@ class Tracer(fx.proxy.TracerBase):
 
     def _placeholder(self, argument: Argument) -> Value:
         node = self.graph.placeholder(argument.name)
-        node.meta.update(value=argument.points, default=argument.default, key=("placeholder", argument.name), scope=())
+        node.meta.update(value=argument.points, key=("placeholder", argument.name), scope=())
         node.meta["names"] = [argument.name]
         return Value(node, self)
 
@@ -116,6 +116,7 @@ class Tracer(fx.proxy.TracerBase):
         node = value.node
         if node.target is getattr and not node.users:
             subject, name = node.args
+            assert isinstance(subject, fx.Node)
             self.graph.erase_node(node)
             return self.create_proxy("call_method", name, (Value(subject, self), *args), kwargs)
         return self.create_proxy("call_method", "__call__", (value, *args), kwargs)
@@ -165,7 +166,7 @@ class Tracer(fx.proxy.TracerBase):
         if value.node.op == "placeholder" and not is_plain(value.points[0]):
             self.assume(self.create_proxy("call_function", builtins.isinstance, (value, kinds), {}), outcome)
 
-    def agreed(self, value: Value, answers: list[Any]) -> Any:
+    def agreed(self, value: Value, answers: list[Answer]) -> Answer:
         if answers[0] != answers[1]:
             fail(f"{value.node} is used as a constant, but changes with the input's shape")
         return answers[0]
@@ -190,7 +191,7 @@ class Tracer(fx.proxy.TracerBase):
 
 
 def _is_stacked(module: nn.Module) -> bool:
-    """Whether a module holds the weights of many experts in one tensor: it routes by values, and has kernels to choose."""
+    """Whether a module holds the weights of many experts in one tensor: it routes by value, by one of many kernels."""
     return any(p.dim() == 3 for p in module.parameters(recurse=False))
 
 

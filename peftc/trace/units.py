@@ -22,8 +22,10 @@ from peftc.trace.tracer import UNTRACEABLE, Tracer
 from peftc.trace.values import Argument, TraceFailure
 
 TRAINING = "self.training"
+EAGER = 'self.config._attn_implementation == "eager"'
 MOST = 4  # branches on a dtype of which every combination is traced; beyond that, checks
 Call = tuple[Recorded, ...]
+Against = frozenset[Hashable]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +63,7 @@ def observe(model: nn.Module) -> Observed:
 
 
 def layer_paths(model: nn.Module, observed: Observed) -> list[list[str]]:
-    """The repeated blocks that attend, one list per tower: elements of the outermost module list around an attention."""
+    """The repeated blocks that attend, one list per tower: elements of the outermost list around an attention."""
     towers: dict[str, dict[str, None]] = {}
     for path in observed.attending(model):
         parts = path.split(".")
@@ -101,7 +103,8 @@ class UnitTracer:
         graph = self._merged(self._distinct(), self._attentions())
         for name in self._left_out():
             if self._matters(name):
-                _check_none(graph, name, type(self.module).__name__)
+                default = _default(parameters(self.module)[name])
+                _check_default(graph, name, default, type(self.module).__name__)
         return graph
 
     def sketch(self) -> fx.Graph:
@@ -163,14 +166,14 @@ class UnitTracer:
             return False
         return True
 
-    def _call(self, call: Call, attentions: tuple[str | None, ...], against: frozenset[Hashable]) -> fx.Graph:
+    def _call(self, call: Call, attentions: tuple[str | None, ...], against: Against) -> fx.Graph:
         """The graph of one call, training or not, under each attention."""
         arguments = _arguments(self.module, call)
-        graphs = []
+        graphs: list[fx.Graph] = []
         for attention in attentions:
             train, evaluate = (self._once(arguments, training, attention, against) for training in (True, False))
             graphs.append(merge(train, evaluate, TRAINING))
-        return graphs[0] if len(graphs) == 1 else merge(*graphs, 'self.config._attn_implementation == "eager"')
+        return graphs[0] if len(graphs) == 1 else merge(graphs[0], graphs[1], EAGER)
 
     def _left_out(self) -> list[str]:
         """The parameters that no call gave, which tracing took for None."""
@@ -189,7 +192,7 @@ class UnitTracer:
         return not same or any(n.users for n in other.nodes if n.op == "placeholder" and n.target == name)
 
     def _once(
-        self, arguments: list[Argument], training: bool, attention: str | None, against: frozenset[Hashable] = frozenset()
+        self, arguments: list[Argument], training: bool, attention: str | None, against: Against = frozenset()
     ) -> fx.Graph:
         """One trace; the decisions of `against` go the other way."""
         tracer = Tracer(self.module, self.leaves, against)
@@ -221,12 +224,19 @@ class _Anything:
     """Stands for an argument that was never seen: any use of it fails."""
 
 
-def _check_none(graph: fx.Graph, name: str, unit: str) -> None:
-    message = f"{unit} was compiled for {name}=None: recompile for a base that gives one"
+def _check_default(graph: fx.Graph, name: str, default: object, unit: str) -> None:
+    """A check that an argument which was never seen is what tracing took it for."""
+    other = "is not None" if default is None else f"!= {default!r}"
+    message = f"{unit} was compiled for {name}={default!r}: recompile for a base that gives another"
     last = [n for n in graph.nodes if n.op == "placeholder"][-1]
     with graph.inserting_after(last):
-        node = graph.call_function(assume, (f"{name} is not None", False, message))
+        node = graph.call_function(assume, (f"{name} {other}", False, message))
     node.meta.update(key=("assume", name), names=[], scope=(), guard=(), value=(None, None))
+
+
+def _default(parameter: inspect.Parameter) -> object:
+    """What a parameter is when nobody gives it; None too where it has no default."""
+    return None if parameter.default is inspect.Parameter.empty else parameter.default
 
 
 def _given(call: Call, name: str) -> bool:
@@ -237,13 +247,12 @@ def _arguments(module: nn.Module, call: Call) -> list[Argument]:
     """The arguments of a recorded call."""
     found = []
     for name, parameter in parameters(module).items():
-        default = None if parameter.default is inspect.Parameter.empty else repr(parameter.default)
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             found.append(Argument(name, None, (dict(call[0].extra), dict(call[-1].extra)), "extra"))
         elif not _given(call, name):
-            found.append(Argument(name, default, None, _kind(parameter)))
+            found.append(Argument(name, _default(parameter), None, _kind(parameter)))
         else:
-            found.append(Argument(name, default, (call[0].named[name], call[-1].named[name]), _kind(parameter)))
+            found.append(Argument(name, None, (call[0].named[name], call[-1].named[name]), _kind(parameter)))
     return found
 
 

@@ -6,7 +6,7 @@ import copy
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import torch
 from torch import fx, nn
@@ -16,6 +16,7 @@ from peftc.graph.branches import SelfReference, assume, enter, leave
 
 EXTRA = "**"  # the key under which the unit's own **kwargs travel through a call
 Point = Any
+Answer = TypeVar("Answer")
 PLAIN = (torch.Tensor, int, float, str, bool, type(None), torch.dtype, torch.device, torch.finfo, torch.iinfo)
 
 
@@ -25,13 +26,13 @@ class TraceFailure(Exception):
 
 @dataclass(frozen=True)
 class Argument:
-    """A parameter of the traced forward: its name, its default's source text, and its value at both points.
+    """A parameter of the traced forward: its name, and its value at both points.
 
-    `points` is None where the parameter is the constant None (an argument that this scenario leaves out).
+    `points` is None where this scenario leaves it out: then it is the constant `default`.
     """
 
     name: str
-    default: str | None
+    default: object
     points: tuple[Point, Point] | None
     kind: str = "plain"
 
@@ -43,10 +44,11 @@ class Value(fx.Proxy):
 
     @property
     def points(self) -> tuple[Point, Point]:
-        return self.node.meta["value"]  # type: ignore[no-any-return]
+        points: tuple[Point, Point] = self.node.meta["value"]
+        return points
 
-    @property
-    def __class__(self) -> type:  # type: ignore[override]
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
         return type(object.__getattribute__(self, "node").meta["value"][0])
 
     def __len__(self) -> int:
@@ -60,10 +62,10 @@ class Value(fx.Proxy):
         return self.tracer.decide(self)
 
     def __index__(self) -> int:
-        return self.tracer.agreed(self, list(self.points))
+        return int(self.tracer.agreed(self, list(self.points)))
 
     def __int__(self) -> int:
-        return self.tracer.agreed(self, list(self.points))
+        return int(self.tracer.agreed(self, list(self.points)))
 
     def __float__(self) -> float:
         return float(self.tracer.agreed(self, list(self.points)))
@@ -72,9 +74,12 @@ class Value(fx.Proxy):
         return self.tracer.create_proxy("call_function", getattr, (self, name), {})
 
     @property
-    def keys(self) -> Any:  # type: ignore[override]
+    def keys(self) -> Any:
         """The attribute of that name, as a cache's layer has: fx gives it another meaning."""
         return self.__getattr__("keys")
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.getitem, (self, key), {})
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
@@ -95,7 +100,7 @@ class Deciding(Protocol):
 
     def decide(self, value: Value) -> bool: ...
 
-    def agreed(self, value: Value, answers: list[Any]) -> Any: ...
+    def agreed(self, value: Value, answers: list[Answer]) -> Answer: ...
 
 
 def fail(reason: str) -> NoReturn:

@@ -65,6 +65,7 @@ def projection(view: View, node: fx.Node, way: list[fx.Node]) -> Projection:
     """A linear, or the part of it whose features arrive at the end of a way."""
     module = view.called(node)
     assert module is not None
+    assert isinstance(module.weight, torch.Tensor)
     sizes = linear_shape(module, node)
     assert sizes is not None
     held = dataflow.features(way, sizes[1])
@@ -91,7 +92,8 @@ def read_by(view: View, name: str) -> fx.Node:
 
 
 def find(graph: fx.Graph, name: str) -> fx.Node:
-    return next(n for n in graph.nodes if n.name == name)
+    node: fx.Node = next(n for n in graph.nodes if n.name == name)
+    return node
 
 
 def width_of(node: fx.Node) -> int:

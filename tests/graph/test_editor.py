@@ -265,7 +265,7 @@ def test_an_adapter_stands_outside_an_inlined_feed_forward(variant: str) -> None
     graph = marked(layer)
     site, editor = layer.sites(graph)["ffn"], Editor(graph)
     with editor.at(site, "ffn_adapter", "adapter"):
-        Adapter(variant=variant).rewrite(site, editor)  # type: ignore[arg-type]
+        Adapter(variant=variant).rewrite(site, editor)
     graph.lint()
     names = [node.name for node in graph.nodes]
     assert names.index("down") + 1 == names.index("leave") < names.index("ffn_adapter")

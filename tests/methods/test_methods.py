@@ -58,7 +58,7 @@ def test_the_cost_of_a_gate_is_the_count_of_its_module(kind: str) -> None:
 
 
 def test_a_trunk_costs_what_its_module_has() -> None:
-    shared = Prefix(length=3, reparametrize={"hidden": 5}).shared([SITES[2], CAUSAL])  # type: ignore[arg-type]
+    shared = Prefix(length=3, reparametrize={"hidden": 5}).shared([SITES[2], CAUSAL])
     assert shared is not None and shared.cost.stored == 0
     assert shared.cost.trained == sum(p.numel() for p in built(shared.call).parameters())
 
@@ -90,14 +90,14 @@ def test_selective_methods_have_no_gate() -> None:
 
 def test_scales() -> None:
     assert LoRA().scale == 2 and LoRA(scaling="sqrt").scale == 16 / 8**0.5
-    gated = LoRA(gate={"kind": "token"})  # type: ignore[arg-type]
+    gated = LoRA(gate={"kind": "token"})
     assert gated.scale == 1 and "alpha" in gated.notes()[0]
     assert not LoRA().notes()
 
 
 def test_aliases_of_activations() -> None:
-    assert Adapter(activation="swish").activation == "silu"  # type: ignore[arg-type]
-    assert Adapter(activation="gelu_new").activation == "gelu_tanh"  # type: ignore[arg-type]
+    assert Adapter(activation="swish").activation == "silu"
+    assert Adapter(activation="gelu_new").activation == "gelu_tanh"
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from peftc.emit.statements import forward
 from peftc.errors import PeftcError, Problem
 from peftc.rewrite import PASSES, rewrite
 from peftc.rewrite.program import Body
+from peftc.rewrite.simplify import base_like
 from peftc.spec.schema import Spec
 
 

@@ -37,6 +37,18 @@ def _simplified(body: Body) -> Body:
     return replace(body, graph=graph)
 
 
+def base_like(body: Body) -> fx.Graph:
+    """The base's graph, with the modules folded that the body calls: what to compare the body with."""
+    graph = copied(body.unit.graph)
+    before = {node.name: node for node in body.unit.graph.nodes}
+    called = {str(node.target) for node in body.graph.nodes if node.op == "call_module"}
+    for extent in list(_extents(graph)):
+        if extent.path in called and extent.start.name in {n.name for n in graph.nodes}:
+            _fold(graph, extent, before)
+    without_idle(graph)
+    return graph
+
+
 @dataclass(frozen=True, eq=False)
 class Extent:
     """An inlined module: its markers, and the nodes between them."""

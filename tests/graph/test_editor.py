@@ -183,25 +183,29 @@ def test_a_delta_takes_the_shape_of_its_part() -> None:
     part.meta["value"] = (torch.empty(2, 5, 2, 3, device="meta"), torch.empty(3, 7, 2, 3, device="meta"))
     part.meta["guard"] = (("past is None", True),)
     editor = Editor(graph)
-    k = Projection("k", "qkv", "qkv", "getitem", 6, 6, rows=(3, 4, 5, 12, 13, 14))
+    k = Projection("k", "qkv", "qkv", "getitem", 6, 6, (3, 4, 5, 12, 13, 14), dims=(2, 3), order=(0, 1, 2, 3))
     for method, site in ((LoRA(), k), (IA3(), k), (LoRA(), Embedding("embedding", "words", "words", 9, 6))):
         with editor.at(site, f"{site.label}_{method.method}", method.method):
             method.rewrite(site, editor)
     graph.lint()
-    assert [line for line in statements(graph) if "k_" in line or "words" in line or "added" in line] == [
+    assert [line for line in statements(graph) if "getitem =" not in line and "view =" not in line] == [
         "words = words(ids)",
         "words_lora = words_lora(ids)",
         "added_1 = added(words, words_lora)  # lora on embedding",
         "qkv = qkv(added_1)",
         "k_lora = k_lora(added_1)",
-        "reshape_as = reshape_as(k_lora, getitem)",
-        "added = added(getitem, reshape_as)  # lora on k",
-        "flatten = flatten(added, 2)",
+        "unflatten = unflatten(k_lora, -1, (2, 3))",
+        "permute = permute(unflatten, (0, 1, 2, 3))",
+        "added = added(getitem, permute)  # lora on k",
+        "permute_1 = permute(added, (0, 1, 2, 3))",
+        "flatten = flatten(permute_1, -2)",
         "k_ia3 = k_ia3(flatten)",
-        "reshape_as_1 = reshape_as(k_ia3, added)  # ia3 on k",
+        "unflatten_1 = unflatten(k_ia3, -1, (2, 3))",
+        "permute_2 = permute(unflatten_1, (0, 1, 2, 3))  # ia3 on k",
     ]
     guarded = {node.name for node in graph.nodes if "guard" in node.meta}
-    assert guarded == {"getitem", "k_lora", "reshape_as", "added", "flatten", "k_ia3", "reshape_as_1"}
+    moves = {"unflatten", "permute", "permute_1", "flatten", "unflatten_1", "permute_2"}
+    assert guarded == {"getitem", "k_lora", "added", "k_ia3", *moves}
 
 
 def test_a_plain_causal_call_gets_its_mask_from_the_prefix() -> None:

@@ -27,9 +27,8 @@ def shown(spec: Spec, unit: str | None, after: str | None, stage: Callable[[str]
     _known("unit", unit, [body.name for body in bodies])
     if not bodies:
         return "no unit is rewritten: every forward is the base's own"
-    bases = {body.unit: body.graph for body in rewrite(plan, plan.trace, PASSES[1:]).bodies}
     chosen = [body for body in bodies if unit in (None, body.name)]
-    return "\n\n".join(_code(body) if after else _difference(body, bases[body.unit]) for body in chosen)
+    return "\n\n".join(_code(body) if after else _difference(body) for body in chosen)
 
 
 def _known(what: str, name: str | None, names: list[str]) -> None:
@@ -44,9 +43,9 @@ def _code(body: Body) -> str:
     return "\n".join((f"class {body.name}:", *_lines(body.unit.base, body.graph)))
 
 
-def _difference(body: Body, base: fx.Graph) -> str:
-    """The whole unit, with what the methods changed marked; the base's side went through every pass but the first."""
-    before, now = _lines(body.unit.base, base), _lines(body.unit.base, body.graph)
+def _difference(body: Body) -> str:
+    """The whole unit, with what the methods changed marked; the base's side calls the modules that the body calls."""
+    before, now = _lines(body.unit.base, base_like(body)), _lines(body.unit.base, body.graph)
     title = f"{body.unit.base.__name__} of the base"
     return "\n".join(unified_diff(before, now, title, body.name, n=len(before), lineterm=""))
 

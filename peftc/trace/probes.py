@@ -87,6 +87,8 @@ class Session:
 @contextmanager
 def installed(causal: Callable[[], bool]) -> Iterator[Session]:
     """What every trace needs patched, once for many: setting an attribute of nn.Module is slow."""
+    with torch.device("meta"):
+        torch.empty(0)  # torch looks its factories up once, and must not find the patched ones
     session = Session(causal)
     with ExitStack() as stack:
         stack.enter_context(shapes_only())

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from torch import nn
 
 from peftc.emit.artifact import Artifact, emit
-from peftc.errors import Problem, raise_all
+from peftc.errors import PeftcError, Problem, raise_all
 from peftc.plan import Plan, resolve
 from peftc.report.budget import budget
 from peftc.rewrite import rewrite
 from peftc.runtime import attach as attach_artifact
 from peftc.runtime import load
+from peftc.runtime.attach import check_untouched
 from peftc.runtime.proof import prove
 from peftc.spec.load import load as load_spec
 from peftc.spec.schema import Spec
@@ -50,10 +52,18 @@ def planned(spec: Spec | str | Path, stage: Stage = _silent) -> Plan:
     """Every method at every site of the base."""
     written = spec if isinstance(spec, Spec) else load_spec(spec)
     stage("tracing the base")
-    raise_all(_unknown(written))
-    trace = trace_base(written.base)
+    try:
+        raise_all(_unknown(written))
+        trace = trace_base(written.base)
+    except PeftcError as error:
+        raise PeftcError(*(_placed(problem, written) for problem in error.problems)) from error
     stage("resolving the selectors")
     return resolve(written, trace)
+
+
+def _placed(problem: Problem, spec: Spec) -> Problem:
+    """A complaint about the base, at the spec's `base` where it has no place of its own."""
+    return problem if problem.place else replace(problem, place=spec.origin.key("base"))
 
 
 def _unknown(spec: Spec) -> Iterator[Problem]:
@@ -67,6 +77,7 @@ def _unknown(spec: Spec) -> Iterator[Problem]:
 def attach(model: M, spec: Spec | str | Path) -> M:
     """The same model, rewritten in place by executing what a compile of this very model would emit."""
     written = spec if isinstance(spec, Spec) else load_spec(spec)
+    check_untouched(model)
     trace = trace_model(model)
     plan = resolve(written, trace)
     program = rewrite(plan, trace)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
-from peftc.graph.sites import Attention, Projection
+from peftc.graph.sites import Attention, Projection, Sublayer
 from peftc.selectors import Entry, Spot
 
 
@@ -56,7 +56,7 @@ def _check_layer_gate(entry: Entry, spots: Sequence[Spot]) -> None:
     if gate is None or gate.scope != "layer" or gate.kind == "central":
         return
     for _, group in groupby(_by_layer(spots), key=_layer_key):
-        fault = _differing(list(group))
+        fault = _differing(list(group), reads=bool(gate.reads))
         if fault:
             hint = f"gate: {{kind: {gate.kind}, scope: site}}"
             entry.refuse_once(f"one gate per layer cannot serve {fault}", "gate", hint=hint)
@@ -69,34 +69,69 @@ def _check_central(entries: Sequence[tuple[Entry, tuple[Spot, ...]]]) -> None:
         if gate and gate.kind == "central" and gate.shared and not entry.selective:
             shared.setdefault(gate.shared, []).extend((entry, spot) for spot in spots)
     for name, members in shared.items():
-        for _, group in groupby(sorted(members, key=lambda m: _layer_key(m[1])), key=lambda m: _layer_key(m[1])):
-            _check_share(name, list(group))
+        ordered = sorted(members, key=lambda m: _layer_key(m[1]))
+        layers = [list(group) for _, group in groupby(ordered, key=lambda m: _layer_key(m[1]))]
+        for layer in layers:
+            _check_alone(name, layer)
+        _check_inputs(name, layers)
 
 
-def _check_share(name: str, members: Sequence[tuple[Entry, Spot]]) -> None:
-    """One softmax, in one layer: at least two entries, in one unit, reading one tensor."""
+def _check_alone(name: str, members: Sequence[tuple[Entry, Spot]]) -> None:
+    """One softmax, in one layer: at least two entries."""
     first = members[0][0]
     entries = {entry.index for entry, _ in members}
     where = f"layer {members[0][1].layer.index}" if members[0][1].layer else members[0][1].path
     if len(entries) < 2:
         message = f"the central gate {name!r} has one member only: a softmax over one entry is always 1"
         first.refuse_once(message, "gate", hint=f"another entry on {where} must name shared: {name} too")
-    fault = _differing([spot for _, spot in members])
-    if fault:
-        hint = "it joins what reads one tensor, as lora on q and v does, and a prefix"
-        members[-1][0].refuse_once(f"the central gate {name!r} cannot serve {fault}", "gate", hint=hint)
 
 
-def _differing(spots: Sequence[Spot]) -> str | None:
-    """Two sites that one gate cannot serve, and why; None where it can serve all."""
-    first = spots[0]
+def _check_inputs(name: str, layers: Sequence[Sequence[tuple[Entry, Spot]]]) -> None:
+    """One softmax, in one layer: in one unit, reading one tensor.  The first layer's fault speaks for all."""
+    for members in layers:
+        fault = _differing_members(members)
+        if fault:
+            hint = "it joins what reads one tensor, as lora on q and v does, and a prefix"
+            members[-1][0].refuse(f"the central gate {name!r} cannot serve {fault}", "gate", hint=hint)
+            return
+
+
+def _differing(spots: Sequence[Spot], *, reads: bool = True) -> str | None:
+    """Two sites that one gate cannot serve, and why; None where it can serve all.  `reads`: the gate has an input."""
     for spot in spots[1:]:
-        pair = f"{first.site.name!r} and {spot.site.name!r}"
-        if spot.path != first.path:
-            return f"{pair}: they are in different units, {first.unit.base.__name__} and {spot.unit.base.__name__}"
-        if _reads(spot) != _reads(first):
-            return f"{pair}: they read different inputs"
+        why = _difference(spots[0], spot, reads)
+        if why:
+            return f"{spots[0].site.name!r} and {spot.site.name!r}: {why}"
     return None
+
+
+def _differing_members(members: Sequence[tuple[Entry, Spot]]) -> str | None:
+    """The same of a central gate, whose members are told apart by their methods, units and layer."""
+    entry, first = members[0]
+    for other, spot in members[1:]:
+        why = _difference(first, spot, True)
+        if why:
+            where = f"layer {spot.layer.index} of the {spot.layer.tower}" if spot.layer else spot.path
+            return f"{_member(entry, first)} and {_member(other, spot)} in {where}: {why}"
+    return None
+
+
+def _member(entry: Entry, spot: Spot) -> str:
+    """`the lora on 'q' (line 4)`: what a complaint calls a member of a gate."""
+    place = entry.place()
+    line = f" (line {place.line})" if place else ""
+    return f"the {entry.method.method} on {spot.site.name!r}{line}"
+
+
+def _difference(first: Spot, spot: Spot, reads: bool) -> str | None:
+    """Why one gate cannot serve two sites."""
+    if spot.path != first.path:
+        return f"they are in different units, {first.unit.base.__name__} and {spot.unit.base.__name__}"
+    if not reads or _reads(spot) == _reads(first):
+        return None
+    if isinstance(first.site, Sublayer) and first.site is spot.site:
+        return "what stands on the output of a sublayer shares its gate with no other"
+    return "they read different inputs"
 
 
 def _reads(spot: Spot) -> str | Spot:

@@ -15,6 +15,8 @@ from peftc.spec.document import Step
 from peftc.spec.layers import LayersError, select
 from peftc.spec.schema import Spec
 
+EMBEDDING = "embedding"
+
 
 @dataclass(frozen=True, eq=False)
 class Spot:
@@ -94,7 +96,7 @@ class Entry:
         names = self.method.at
         if names is None and self.method.modules is None:
             names = self.method.default_sites()
-        if names and not self.trace.layers:
+        if not self.trace.layers and any(name != EMBEDDING for name in names or ()):
             hint = "name modules: for its linear maps and embeddings"
             message = f"{type(self.trace.model).__name__} has no layers that data flow could find"
             self.refuse(message, "method", hint=hint)
@@ -106,6 +108,11 @@ class Entry:
     def _named(self, name: str, position: int, layers: Sequence[Layer]) -> list[Spot]:
         """The sites of one name; a tower without it is left out only where another has it and none was asked for."""
         word: tuple[Step, ...] = ("at", position)
+        if name in (self.method.at or ())[:position]:
+            self.refuse(f"{name!r} stands here twice", *word)
+            return []
+        if name == EMBEDDING and (outside := _embedding(self.trace, word)):
+            return self._outside(outside, word)
         found = [Spot(layer, *place, word) for layer in layers if (place := layer.find(name))]
         having = {spot.layer.tower for spot in found if spot.layer}
         lacking = [layer for layer in layers if not layer.find(name)]
@@ -113,23 +120,34 @@ class Entry:
             lacking = [layer for layer in lacking if layer.tower in having]
         if lacking:
             self._no_site(name, word, lacking, found)
-        elif name in (self.method.at or ())[:position]:
-            self.refuse(f"{name!r} stands here twice", *word)
+        elif name == EMBEDDING and not self.trace.layers:
+            self.refuse(f"{type(self.trace.model).__name__} has no site {name!r}", *word)
         return found
+
+    def _outside(self, found: list[Spot], word: tuple[Step, ...]) -> list[Spot]:
+        """The input embedding, which an entry that names layers or towers cannot mean."""
+        if not self.restricted:
+            return found
+        kind, setting = ("layer", "layers") if self.method.layers != "all" else ("tower", "towers")
+        hint = f"give it an entry of its own, without {setting}"
+        self.refuse(f"the embedding lies outside every {kind}, and this entry names {setting}", *word, hint=hint)
+        return []
 
     def _no_site(self, name: str, word: tuple[Step, ...], lacking: Sequence[Layer], found: Sequence[Spot]) -> None:
         first = lacking[0]
         which = f"layer {first.index} of the {first.tower}, {_article(_block(first))}," if found else _block(first)
-        names = first.site_names()
+        outside = () if self.restricted or not _embedding(self.trace, word) else (EMBEDDING,)
+        names = (*first.site_names(), *outside)
         hint = f"its sites are {', '.join(names)}" if names else "it has none that data flow could find"
         self.refuse(f"{which} has no site {name!r}", *word, hint=hint)
 
     def _globbed(self, glob: str, position: int, layers: Sequence[Layer]) -> list[Spot]:
+        """The sites that a glob names: it may name what is no site too, but not that alone."""
         word: tuple[Step, ...] = ("modules", position)
         names = self.matches(glob, position, layers)
         found = [(name, _spots_of(name, word, self.trace)) for name in names]
         bare = [name for name, spots in found if not spots]
-        if bare:
+        if bare and len(bare) == len(found):
             more = f" (and {len(bare) - 1} more)" if len(bare) > 1 else ""
             self.refuse(f"{bare[0]!r}{more} is no place to attach: {_why(bare[0], self.trace)}", *word)
         return [spot for _, spots in found for spot in spots]
@@ -150,6 +168,12 @@ class Entry:
     def restricted(self) -> bool:
         """Whether it names layers or towers, and so leaves out what lies in none."""
         return self.method.layers != "all" or self.method.towers is not None
+
+
+def _embedding(trace: Trace, word: tuple[Step, ...]) -> list[Spot]:
+    """The input embedding, which lies in no layer."""
+    sites = [(path, unit, unit.site(EMBEDDING)) for path, unit in trace.others]
+    return [Spot(None, path, unit, site, word) for path, unit, site in sites if isinstance(site, Embedding)]
 
 
 def _spots_of(module: str, word: tuple[Step, ...], trace: Trace) -> list[Spot]:

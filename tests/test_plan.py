@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import permutations
+from typing import Any
 
 import pytest
 
+from peftc.errors import PeftcError
 from peftc.graph.sites import Trace
 from peftc.plan import Plan, resolve
 from peftc.spec.load import loads
@@ -107,6 +110,36 @@ def test_modules() -> None:
     assert plan.placements[-1].layer is None
     inside = planned(['{method: lora, modules: "*.query", layers: even}'])
     assert [placement.layer.index for placement in inside.placements if placement.layer] == [0, 2]
+
+
+def test_a_glob_takes_what_it_can() -> None:
+    plan = planned(['{method: lora, modules: "encoder.layer.0.*"}'])
+    assert [placement.site.name for placement in plan.placements] == ["q", "k", "v", "o", "ffn_up", "ffn_down"]
+
+
+def test_the_embedding_lies_outside_the_layers() -> None:
+    plan = planned(["{method: lora, at: [q, embedding], rank: 4}"])
+    assert [placement.site.name for placement in plan.placements] == ["q"] * 4 + ["embedding"]
+    last = plan.placements[-1]
+    assert (last.path, last.layer, last.name) == ("words", None, "embedding_lora")
+
+
+def test_an_embedding_needs_no_layers() -> None:
+    trace = replace(by_hand(), layers=())
+    assert [placement.path for placement in planned(["{method: lora, at: embedding}"], trace).placements] == ["words"]
+    with pytest.raises(PeftcError, match="has no layers that data flow could find"):
+        planned(["{method: lora, at: [q, embedding]}"], trace)
+
+
+@pytest.mark.parametrize(("changes", "who"), [({}, "TinyLayer"), ({"layers": ()}, "TinyModel")])
+def test_a_base_without_an_embedding(changes: dict[str, Any], who: str) -> None:
+    with pytest.raises(PeftcError, match=f"{who} has no site 'embedding'"):
+        planned(["{method: lora, at: embedding}"], replace(by_hand(), others=(), **changes))
+
+
+def test_a_constant_gate_of_a_layer_reads_nothing() -> None:
+    plan = planned(["{method: lora, at: [o, ffn_down], gate: {kind: constant, scope: layer}}"])
+    assert [len(gate.members) for gate in plan.gates] == [2] * 4
 
 
 def test_selections() -> None:

@@ -12,21 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import nn
 
 from peftc.emit.machinery import (
+    KERNELS,
     SEED,
     Draw,
     base_config,
     build,
     expand,
     fresh,
+    read_adapter,
     replace_file,
     report,
     swap,
     tensors,
     trained_names,
+    unit_at,
 )
 
 NAME: str = ""
@@ -52,7 +55,7 @@ class Compiled(nn.Module):
         self.added = build(self, dtype, self.share)
         for pattern, unit in UNITS.items():
             for path, layer in expand(pattern):
-                module: Any = self.get_submodule(path)
+                module = unit_at(self, path)
                 swap(path, module, unit)
                 self.added += [f"{path}.{name}" for name in build(module, dtype, module.attach, self, layer)]
         split = set(getattr(self, "_no_split_modules", None) or ())
@@ -119,11 +122,17 @@ class Compiled(nn.Module):
         device_map: Any = None,
         **config_overrides: Any,
     ) -> Any:
-        """This model on the weights of a base: a folder or a hub id.  ValueError where the base is another one."""
+        """This model on the weights of a base: a folder or a hub id.  ValueError where the base is another one.
+
+        Overrides are keys of the base's config, or `attn_implementation` and the like.
+        """
         at: dict[str, Any] = {"revision": revision} if revision else {}
+        kernels = {key: config_overrides.pop(key) for key in KERNELS & config_overrides.keys()}
         config = base_config(cls.config_class, base, at, config_overrides)  # type: ignore[attr-defined]
         options = {"config": config, "dtype": dtype, "device_map": device_map, "output_loading_info": True}
-        model, info = cls.from_pretrained(base, **options, **at)
+        model, info = cls.from_pretrained(base, ignore_mismatched_sizes=True, **options, **kernels, **at)
+        if other := {name for name, *_ in info["mismatched_keys"]}:
+            raise ValueError(report(f"{base} does not fit the config", {"of another shape": other}))
         if unknown := {name for name in info["unexpected_keys"] if not model.in_head(name)}:
             warnings.warn(report(f"{base}: tensors that this model has no place for", {"left": unknown}), stacklevel=2)
         return model
@@ -146,14 +155,11 @@ class Compiled(nn.Module):
         """sha256 over names, dtypes and bytes of the frozen base."""
         kept = self.kept()
         frozen = [(name, p.detach()) for name, p in self.named_parameters() if name not in kept]
-        key = [(p.data_ptr(), p._version, p.dtype) for _, p in frozen]
-        if self.__dict__.get("_base_hash", (None, ""))[0] != key:
-            digest = hashlib.sha256()
-            for name, p in sorted(frozen, key=lambda item: item[0]):
-                digest.update(f"{name} {p.dtype} {tuple(p.shape)}".encode())
-                digest.update(p.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-            self._base_hash = (key, digest.hexdigest())
-        return str(self._base_hash[1])
+        digest = hashlib.sha256()
+        for name, p in sorted(frozen, key=lambda item: item[0]):
+            digest.update(f"{name} {p.dtype} {tuple(p.shape)}".encode())
+            digest.update(p.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     def identity(self) -> dict[str, str]:
         """What an adapter must agree on with the model that loads it."""
@@ -178,12 +184,10 @@ class Compiled(nn.Module):
     def load_adapter(self, directory: str | Path) -> None:
         """Read back what `save_adapter` wrote; ValueError, and nothing changed, where anything does not fit."""
         folder, mine = Path(directory), self.kept()
-        facts = json.loads((folder / "adapter.json").read_text(encoding="utf-8"))
-        weights = (folder / "adapter.safetensors").read_bytes()
-        theirs, expected = load(weights), {**self.identity(), "sha256": hashlib.sha256(weights).hexdigest()}
+        facts, theirs = read_adapter(folder)
         shared = mine.keys() & theirs.keys()
         complaints = {
-            "adapter.json has another": {key for key, value in expected.items() if facts.get(key) != value},
+            "adapter.json has another": {key for key, value in self.identity().items() if facts.get(key) != value},
             "missing": mine.keys() - theirs.keys(),
             "not of this model": theirs.keys() - mine.keys(),
             "of another shape": {n for n in shared if mine[n].shape != theirs[n].shape},

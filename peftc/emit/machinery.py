@@ -1,11 +1,15 @@
 """What the class of a compiled model is made of.  From the first class on, this is pasted into every artifact."""
 
 import hashlib
+import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import nn
 
 SEED: int = 0
@@ -58,6 +62,8 @@ def report(title: str, complaints: Mapping[str, Collection[str]]) -> str:
 # Parts of a config that change no forward of the base: its labels are the compiled head's, the rest is the base's.
 HEAD = {"id2label", "label2id", "problem_type", "num_labels"}
 FREE = HEAD | {"_name_or_path", "architectures", "auto_map", "dtype", "transformers_version", "use_cache"}
+# Which code runs the model, not which model: no part of a config's file.
+KERNELS = {"attn_implementation", "experts_implementation"}
 
 
 def tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -79,16 +85,43 @@ def replace_file(path: Path, content: bytes) -> None:
     temporary.replace(path)
 
 
-def base_config(config_class: Any, base: str | Path, at: Mapping[str, str], overrides: Mapping[str, Any]) -> Any:
+def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The facts and the tensors of an adapter's files; ValueError where they are not as `save_adapter` wrote them."""
+    try:
+        facts = json.loads((folder / "adapter.json").read_text(encoding="utf-8"))
+        weights = (folder / "adapter.safetensors").read_bytes()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} holds no adapter that can be read: {error}") from error
+    if not isinstance(facts, dict):
+        raise ValueError(f"{folder / 'adapter.json'} is not a JSON object")
+    if facts.get("sha256") != hashlib.sha256(weights).hexdigest():
+        raise ValueError(f"{folder / 'adapter.safetensors'} is not the file whose sha256 adapter.json has")
+    try:
+        return facts, load(weights)
+    except SafetensorError as error:
+        raise ValueError(f"{folder / 'adapter.safetensors'} holds no tensors: {error}") from error
+
+
+def known(config: Any, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The overrides under the config's own names; ValueError where it has no such name."""
+    names = HEAD | config.to_dict().keys() | config.attribute_map.keys()
+    nearest = {key: get_close_matches(key, sorted(names), 1, 0)[0] for key in overrides.keys() - names}
+    if unknown := [f"{key} (the nearest is {name})" for key, name in nearest.items()]:
+        raise ValueError(report(f"{type(config).__name__} lacks what is overridden", {"unknown": unknown}))
+    return {config.attribute_map.get(key, key): value for key, value in overrides.items()}
+
+
+def base_config(config_class: Any, base: str | Path, at: Mapping[str, str], overrides: dict[str, Any]) -> Any:
     """The base's own config with these overrides; ValueError where its architecture is not the compiled one."""
     config = config_class.from_pretrained(base, **at)
+    overrides = known(config, overrides)
     theirs, ours = config.to_dict(), config_class.from_dict(CONFIG).to_dict()
     pairs = {key: (theirs.get(key), ours.get(key)) for key in ours.keys() - FREE - overrides.keys()}
     if different := [
         f"{key} is {found!r}, not {wanted!r}" for key, (found, wanted) in pairs.items() if found != wanted
     ]:
         raise ValueError(report(f"{base} is not the base this file was compiled for", {"config": different}))
-    config.update({key: ours[key] for key in HEAD if key in ours} | dict(overrides))
+    config.update({key: ours[key] for key in HEAD if key in ours} | overrides)
     return config
 
 
@@ -103,6 +136,13 @@ def build(owner: nn.Module, dtype: torch.dtype, make: Callable[..., None], *argu
         if device.type != "meta":
             module.to_empty(device=device)
     return names
+
+
+def unit_at(model: nn.Module, path: str) -> Any:
+    try:
+        return model.get_submodule(path)
+    except AttributeError as error:
+        raise ValueError(f"the model lacks {path}: its config is not the one this file was compiled for") from error
 
 
 def swap(path: str, module: nn.Module, unit: type[Any]) -> None:

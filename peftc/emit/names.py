@@ -14,6 +14,16 @@ from torch import fx
 from peftc.emit.blocks import Body, Branch, Item, Statement, flat
 from peftc.graph.branches import inputs
 
+# What an operator's result is called where the source has no name for it.
+WORDS = {
+    "mul": "product",
+    "add": "total",
+    "sub": "difference",
+    "truediv": "ratio",
+    "eq": "same",
+    "ne": "differs",
+    "getitem": "part",
+}
 RESERVED = frozenset({"self", "base", "torch", "nn", "math", "super", "_", *keyword.kwlist})
 
 
@@ -131,6 +141,7 @@ def _fallback(node: fx.Node) -> str:
         return "shape"
     text = str(node.target) if isinstance(node.target, str) else getattr(node.target, "__name__", "value")
     word = re.sub(r"\W|^(?=\d)", "_", text.rsplit(".", 1)[-1]).strip("_").lower()
+    word = WORDS.get(word, word)
     return word if word.isidentifier() and word not in vars(builtins) else "value"
 
 

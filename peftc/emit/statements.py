@@ -11,7 +11,7 @@ from inspect import Parameter
 from torch import fx, nn
 
 from peftc.emit.blocks import Branch, Item, Statement, blocks
-from peftc.emit.expressions import Globals, Printer
+from peftc.emit.expressions import BINARY, Globals, Printer
 from peftc.emit.layout import commented, indented, wrapped
 from peftc.emit.literal import literal
 from peftc.emit.names import Names
@@ -42,7 +42,9 @@ def forward(base: type[nn.Module], graph: fx.Graph, aliases: Mapping[str, str]) 
 
 
 def _functions(graph: fx.Graph) -> set[str]:
-    return {getattr(n.target, "__name__", "") for n in graph.nodes if n.op == "call_function"}
+    """The names of functions that are printed bare, which no variable may take."""
+    called = [n.target for n in graph.nodes if n.op == "call_function" and n.target not in BINARY]
+    return {getattr(target, "__name__", "") for target in called if target not in (getattr, operator.getitem)}
 
 
 def _signature(base: type[nn.Module]) -> list[str]:

@@ -21,7 +21,7 @@ HOOKED = ("_old_forward", "_hf_hook")
 
 def attach(model: M, artifact: Artifact) -> M:
     """The same model with the units and additions of an artifact, frozen.  PeftcError before anything is changed."""
-    raise_all(_obstacles(model))
+    check_untouched(model)
     emitted = _emitted(artifact)
     compiled: Any = vars(emitted).get(type(model).__name__)
     if compiled is None or compiled.__bases__[1] is not type(model):
@@ -38,6 +38,11 @@ def attach(model: M, artifact: Artifact) -> M:
     if isinstance(model, PreTrainedModel):
         _CAN_RECORD_REGISTRY[model] = model._can_record_outputs  # what its constructor does, under the new class
     return model
+
+
+def check_untouched(model: nn.Module) -> None:
+    """PeftcError where something else has already changed this model."""
+    raise_all(_obstacles(model))
 
 
 def places(emitted: Any) -> Iterator[tuple[str, type[nn.Module]]]:

@@ -28,7 +28,7 @@ def load(
 ) -> PreTrainedModel:
     """The model of an artifact on the weights of `base`; of a folder that `save_pretrained` wrote, on its own weights.
 
-    PeftcError where the folder is not what its lock says, or where the plain base would be loaded.
+    PeftcError where the folder is not what its lock says, `base` cannot be loaded, or the plain base would be.
     """
     place = Path(folder)
     if base is not None or (place / LOCK).is_file():
@@ -44,6 +44,8 @@ def _built(compiled: Any, place: Path, base: str | Path | None, options: dict[st
         model: PreTrainedModel = (
             compiled.from_base(base, **given) if base is not None else compiled.from_pretrained(place, **given)
         )
+    except OSError as error:
+        raise PeftcError(Problem(f"{base or place} cannot be loaded: {error}")) from error
     except ValueError as error:
         raise PeftcError(Problem(str(error))) from error
     return model

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from torch import fx, nn
 from transformers import PreTrainedModel
 
+from peftc.errors import PeftcError
 from peftc.graph.branches import base_forward
 from peftc.graph.sites import Embedding, Parameter, Projection, Trace, Unit
 from peftc.trace.inputs import is_causal
@@ -17,6 +18,7 @@ from peftc.trace.layers import fingerprint, layers
 from peftc.trace.model import build, skeleton
 from peftc.trace.probes import installed
 from peftc.trace.units import observe
+from peftc.trace.values import TraceFailure
 from peftc.trace.views import is_norm
 
 if TYPE_CHECKING:
@@ -35,9 +37,12 @@ def trace_model(model: nn.Module) -> Trace:
 
 
 def _trace(model: nn.Module, causal: Callable[[], bool]) -> Trace:
-    observed = observe(model)
-    with installed(causal) as session:
-        found = layers(model, observed, session)
+    try:
+        observed = observe(model)
+        with installed(causal) as session:
+            found = layers(model, observed, session)
+    except TraceFailure as failure:
+        raise PeftcError(f"{type(model).__name__} cannot be traced: {failure}") from failure
     units = tuple(dict.fromkeys(unit for layer in found for _, unit in layer.units))
     inside = tuple(f"{layer.path}." for layer in found)
     names = tuple(name for name, _ in model.named_modules() if name)

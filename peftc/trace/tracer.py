@@ -177,7 +177,7 @@ class Tracer(fx.proxy.TracerBase):
         """Where in the source a node was made: equal for the same place in another trace."""
         item = args[1] if target is operator.getitem and isinstance(args[1], int) else None
         where = tuple((code.co_qualname, position) for code, position in _user_frames(frame))
-        return (kind, target if isinstance(target, str) else id(target), item, where)
+        return (kind, target if isinstance(target, str) else getattr(target, "__name__", ""), item, where)
 
     def _note_names(self, frame: FrameType, result: Any) -> None:
         """Remember which variables of the running forwards hold which proxies, outermost frame first."""

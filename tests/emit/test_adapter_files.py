@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -39,12 +40,13 @@ def test_adapter_refusals(bases: dict[str, Path], tmp_path: Path) -> None:
     changed = {**weights, name: weights[name].half(), "extra": torch.zeros(1), "prefix_trunk.E": torch.zeros(9, 16)}
     del changed[missing]
     save_file(changed, tmp_path / "adapter.safetensors")
-    (tmp_path / "adapter.json").write_text(json.dumps({**facts, "plan": "another"}))
+    digest = hashlib.sha256((tmp_path / "adapter.safetensors").read_bytes()).hexdigest()
+    (tmp_path / "adapter.json").write_text(json.dumps({**facts, "plan": "another", "sha256": digest}))
     with pytest.raises(ValueError, match="does not fit") as caught:
         model.load_adapter(tmp_path)
     text = str(caught.value)
-    assert "plan" in text and "sha256" in text
     for line in (
+        "adapter.json has another: plan",
         f"missing: {missing}",
         "not of this model: extra",
         "another shape: prefix_trunk.E",
@@ -61,3 +63,37 @@ def test_adapter_of_another_base(bases: dict[str, Path], tmp_path: Path) -> None
         model.bert.embeddings.word_embeddings.weight[0, 0] += 1
     with pytest.raises(ValueError, match="another: base"):
         model.load_adapter(tmp_path)
+
+
+def test_adapter_files_that_cannot_be_read(bases: dict[str, Path], tmp_path: Path) -> None:
+    model = compiled(bert()).from_base(bases["bert"])
+    before = state(model)
+    with pytest.raises(ValueError, match="nothere holds no adapter that can be read"):
+        model.load_adapter(tmp_path / "nothere")
+    model.save_adapter(tmp_path)
+    weights, facts = tmp_path / "adapter.safetensors", tmp_path / "adapter.json"
+    content, text = weights.read_bytes(), facts.read_text()
+    for other in (content[:-1], content + b"0", b""):
+        weights.write_bytes(other)
+        with pytest.raises(ValueError, match="is not the file whose sha256"):
+            model.load_adapter(tmp_path)
+    weights.write_bytes(b"no tensors")
+    facts.write_text(json.dumps({"sha256": hashlib.sha256(b"no tensors").hexdigest()}))
+    with pytest.raises(ValueError, match="holds no tensors"):
+        model.load_adapter(tmp_path)
+    for broken, complaint in (("[]", "is not a JSON object"), ("{", "no adapter that can be read")):
+        facts.write_text(broken)
+        with pytest.raises(ValueError, match=complaint):
+            model.load_adapter(tmp_path)
+    facts.write_text(text)
+    weights.unlink()
+    with pytest.raises(ValueError, match="no adapter that can be read"):
+        model.load_adapter(tmp_path)
+    assert same(before, state(model))
+
+
+def test_the_base_is_hashed_anew_each_time(bases: dict[str, Path]) -> None:
+    model = compiled(bert()).from_base(bases["bert"])
+    first = model.base_hash()
+    model.bert.embeddings.word_embeddings.weight.data[0, 0] += 1  # unseen by the tensor's version counter
+    assert model.base_hash() != first

@@ -184,6 +184,32 @@ def test_another_architecture_is_refused(bases: dict[str, Path], tmp_path: Path)
     assert compiled(bert()).from_base(other, hidden_act="gelu").config.hidden_act == "gelu"
 
 
+@pytest.mark.parametrize("kernel", ["eager", "sdpa"])
+def test_the_asked_attention_runs(bases: dict[str, Path], kernel: str) -> None:
+    model = compiled(bert()).from_base(bases["bert"], attn_implementation=kernel)
+    assert model.config._attn_implementation == kernel
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ({"num_hiden_layers": 3}, r"num_hiden_layers \(the nearest is num_hidden_layers\)"),
+        ({"num_hidden_layers": 2}, r"the model lacks bert\.encoder\.layer\.2\.attention\.self"),
+        ({"num_hidden_layers": 4}, r"missing: bert\.encoder\.layer\.3"),
+        ({"hidden_size": 32}, r"another shape: .*bert\.embeddings"),
+    ],
+)
+def test_overrides_that_make_another_model(bases: dict[str, Path], override: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        compiled(bert()).from_base(bases["bert"], **override)
+
+
+def test_an_override_by_the_common_name(bases: dict[str, Path]) -> None:
+    with pytest.raises(ValueError, match=r"the model lacks transformer\.h\.1"):
+        compiled(gpt2()).from_base(bases["gpt2"], num_hidden_layers=1)
+    assert compiled(gpt2()).from_base(bases["gpt2"], resid_pdrop=0.3).config.resid_pdrop == 0.3
+
+
 def test_ties_and_resizing(bases: dict[str, Path]) -> None:
     model = compiled(gpt2()).from_base(bases["gpt2"])
     assert model.lm_head.weight is model.transformer.wte.weight

@@ -71,3 +71,10 @@ def test_another_base(folder: Path, base: Path) -> None:
     (base / "config.json").write_text(json.dumps({**config, "layer_norm_eps": 0.5}))
     with pytest.raises(PeftcError, match=r"layer_norm_eps is 0\.5"):
         load(folder, base=base)
+
+
+def test_no_base(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(PeftcError, match="nothere"):
+        load(folder, base=tmp_path / "nothere")
+    with pytest.raises(PeftcError, match="nothere"):
+        load(folder, base="nothere")

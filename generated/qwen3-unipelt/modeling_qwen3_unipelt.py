@@ -12,12 +12,14 @@ import sys
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -408,6 +410,8 @@ def report(title: str, complaints: Mapping[str, Collection[str]]) -> str:
 # Parts of a config that change no forward of the base: its labels are the compiled head's, the rest is the base's.
 HEAD = {"id2label", "label2id", "problem_type", "num_labels"}
 FREE = HEAD | {"_name_or_path", "architectures", "auto_map", "dtype", "transformers_version", "use_cache"}
+# Which code runs the model, not which model: no part of a config's file.
+KERNELS = {"attn_implementation", "experts_implementation"}
 
 
 def tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -429,16 +433,43 @@ def replace_file(path: Path, content: bytes) -> None:
     temporary.replace(path)
 
 
-def base_config(config_class: Any, base: str | Path, at: Mapping[str, str], overrides: Mapping[str, Any]) -> Any:
+def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The facts and the tensors of an adapter's files; ValueError where they are not as `save_adapter` wrote them."""
+    try:
+        facts = json.loads((folder / "adapter.json").read_text(encoding="utf-8"))
+        weights = (folder / "adapter.safetensors").read_bytes()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} holds no adapter that can be read: {error}") from error
+    if not isinstance(facts, dict):
+        raise ValueError(f"{folder / 'adapter.json'} is not a JSON object")
+    if facts.get("sha256") != hashlib.sha256(weights).hexdigest():
+        raise ValueError(f"{folder / 'adapter.safetensors'} is not the file whose sha256 adapter.json has")
+    try:
+        return facts, load(weights)
+    except SafetensorError as error:
+        raise ValueError(f"{folder / 'adapter.safetensors'} holds no tensors: {error}") from error
+
+
+def known(config: Any, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The overrides under the config's own names; ValueError where it has no such name."""
+    names = HEAD | config.to_dict().keys() | config.attribute_map.keys()
+    nearest = {key: get_close_matches(key, sorted(names), 1, 0)[0] for key in overrides.keys() - names}
+    if unknown := [f"{key} (the nearest is {name})" for key, name in nearest.items()]:
+        raise ValueError(report(f"{type(config).__name__} lacks what is overridden", {"unknown": unknown}))
+    return {config.attribute_map.get(key, key): value for key, value in overrides.items()}
+
+
+def base_config(config_class: Any, base: str | Path, at: Mapping[str, str], overrides: dict[str, Any]) -> Any:
     """The base's own config with these overrides; ValueError where its architecture is not the compiled one."""
     config = config_class.from_pretrained(base, **at)
+    overrides = known(config, overrides)
     theirs, ours = config.to_dict(), config_class.from_dict(CONFIG).to_dict()
     pairs = {key: (theirs.get(key), ours.get(key)) for key in ours.keys() - FREE - overrides.keys()}
     if different := [
         f"{key} is {found!r}, not {wanted!r}" for key, (found, wanted) in pairs.items() if found != wanted
     ]:
         raise ValueError(report(f"{base} is not the base this file was compiled for", {"config": different}))
-    config.update({key: ours[key] for key in HEAD if key in ours} | dict(overrides))
+    config.update({key: ours[key] for key in HEAD if key in ours} | overrides)
     return config
 
 
@@ -453,6 +484,13 @@ def build(owner: nn.Module, dtype: torch.dtype, make: Callable[..., None], *argu
         if device.type != "meta":
             module.to_empty(device=device)
     return names
+
+
+def unit_at(model: nn.Module, path: str) -> Any:
+    try:
+        return model.get_submodule(path)
+    except AttributeError as error:
+        raise ValueError(f"the model lacks {path}: its config is not the one this file was compiled for") from error
 
 
 def swap(path: str, module: nn.Module, unit: type[Any]) -> None:
@@ -477,7 +515,7 @@ class Compiled(nn.Module):
         self.added = build(self, dtype, self.share)
         for pattern, unit in UNITS.items():
             for path, layer in expand(pattern):
-                module: Any = self.get_submodule(path)
+                module = unit_at(self, path)
                 swap(path, module, unit)
                 self.added += [f"{path}.{name}" for name in build(module, dtype, module.attach, self, layer)]
         split = set(getattr(self, "_no_split_modules", None) or ())
@@ -544,11 +582,17 @@ class Compiled(nn.Module):
         device_map: Any = None,
         **config_overrides: Any,
     ) -> Any:
-        """This model on the weights of a base: a folder or a hub id.  ValueError where the base is another one."""
+        """This model on the weights of a base: a folder or a hub id.  ValueError where the base is another one.
+
+        Overrides are keys of the base's config, or `attn_implementation` and the like.
+        """
         at: dict[str, Any] = {"revision": revision} if revision else {}
+        kernels = {key: config_overrides.pop(key) for key in KERNELS & config_overrides.keys()}
         config = base_config(cls.config_class, base, at, config_overrides)
         options = {"config": config, "dtype": dtype, "device_map": device_map, "output_loading_info": True}
-        model, info = cls.from_pretrained(base, **options, **at)
+        model, info = cls.from_pretrained(base, ignore_mismatched_sizes=True, **options, **kernels, **at)
+        if other := {name for name, *_ in info["mismatched_keys"]}:
+            raise ValueError(report(f"{base} does not fit the config", {"of another shape": other}))
         if unknown := {name for name in info["unexpected_keys"] if not model.in_head(name)}:
             warnings.warn(report(f"{base}: tensors that this model has no place for", {"left": unknown}), stacklevel=2)
         return model
@@ -571,14 +615,11 @@ class Compiled(nn.Module):
         """sha256 over names, dtypes and bytes of the frozen base."""
         kept = self.kept()
         frozen = [(name, p.detach()) for name, p in self.named_parameters() if name not in kept]
-        key = [(p.data_ptr(), p._version, p.dtype) for _, p in frozen]
-        if self.__dict__.get("_base_hash", (None, ""))[0] != key:
-            digest = hashlib.sha256()
-            for name, p in sorted(frozen, key=lambda item: item[0]):
-                digest.update(f"{name} {p.dtype} {tuple(p.shape)}".encode())
-                digest.update(p.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-            self._base_hash = (key, digest.hexdigest())
-        return str(self._base_hash[1])
+        digest = hashlib.sha256()
+        for name, p in sorted(frozen, key=lambda item: item[0]):
+            digest.update(f"{name} {p.dtype} {tuple(p.shape)}".encode())
+            digest.update(p.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     def identity(self) -> dict[str, str]:
         """What an adapter must agree on with the model that loads it."""
@@ -603,12 +644,10 @@ class Compiled(nn.Module):
     def load_adapter(self, directory: str | Path) -> None:
         """Read back what `save_adapter` wrote; ValueError, and nothing changed, where anything does not fit."""
         folder, mine = Path(directory), self.kept()
-        facts = json.loads((folder / "adapter.json").read_text(encoding="utf-8"))
-        weights = (folder / "adapter.safetensors").read_bytes()
-        theirs, expected = load(weights), {**self.identity(), "sha256": hashlib.sha256(weights).hexdigest()}
+        facts, theirs = read_adapter(folder)
         shared = mine.keys() & theirs.keys()
         complaints = {
-            "adapter.json has another": {key for key, value in expected.items() if facts.get(key) != value},
+            "adapter.json has another": {key for key, value in self.identity().items() if facts.get(key) != value},
             "missing": mine.keys() - theirs.keys(),
             "not of this model": theirs.keys() - mine.keys(),
             "of another shape": {n for n in shared if mine[n].shape != theirs[n].shape},

@@ -7,6 +7,7 @@ import operator
 import sys
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -19,6 +20,7 @@ from peftc.trace.values import EXTRA, Answer, Argument, Point, TraceFailure, Val
 
 OWN = tuple(f"{folder}/" for folder in (Path(torch.__file__).parent, Path(__file__).parent))
 UNTRACEABLE = (TraceFailure, RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError)
+Position = tuple[int | None, int | None, int | None, int | None]
 LIMITS = (torch.finfo, torch.iinfo)
 LITERALS = (int, float, str, complex, type(None), type(...), torch.dtype, torch.device)
 
@@ -221,8 +223,14 @@ def _is_user(code: CodeType) -> bool:
     return not code.co_filename.startswith(OWN)
 
 
-def _user_frames(frame: FrameType | None) -> Iterator[tuple[CodeType, int]]:
+def _user_frames(frame: FrameType | None) -> Iterator[tuple[CodeType, Position]]:
     while frame is not None and frame.f_code is not Tracer.trace.__code__:
         if _is_user(frame.f_code):
-            yield frame.f_code, frame.f_lasti
+            yield frame.f_code, _positions(frame.f_code)[frame.f_lasti // 2]
         frame = frame.f_back
+
+
+@cache
+def _positions(code: CodeType) -> tuple[Position, ...]:
+    """Line and column of each instruction: they stay when Python specialises a call, unlike its offset."""
+    return tuple(code.co_positions())

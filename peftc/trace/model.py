@@ -14,13 +14,18 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from peftc.errors import PeftcError
 
+DEEPEST = 1000
+
 if TYPE_CHECKING:
     from peftc.spec.schema import Base
 
 
 def build(base: Base) -> PreTrainedModel:
     """The spec's base on the meta device, in eval mode, ties resolved."""
-    return from_config(read_config(base), base.task)
+    config = read_config(base)
+    if (depth := getattr(config, "num_hidden_layers", None) or 0) > DEEPEST:
+        raise PeftcError(f"the base has {depth} layers: more than {DEEPEST} are not built")
+    return from_config(config, base.task)
 
 
 def read_config(base: Base) -> PreTrainedConfig:

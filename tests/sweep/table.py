@@ -33,6 +33,9 @@ feed-forward, a prefix on every attention.  **all together**: every method that 
 proof that a compile runs.  **loaded**: the emitted files, loaded from a folder on the saved base, are the attached
 model.  **no place**: the model has no such site (no attention, no bias, …).  **peft** is huggingface/peft with its own
 defaults on the same model: attached, with an effect, and with a gradient in everything that it trains.
+
+A row is as old as its last run: most rows here are older than the compiler beside them, and types without a row have
+not run yet.
 """
 
 

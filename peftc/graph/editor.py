@@ -186,7 +186,8 @@ class Editor:
         """The new value takes over the name of the old one, which folds into the new where nothing else reads it."""
         _inherit(new, old)
         new.meta["comment"] = self._comment
-        if old.op != "placeholder" and all(user is new or user.target is leave for user in old.users):
+        folds = old.op != "placeholder" and old.target is not getitem and "comment" not in old.meta
+        if folds and all(user is new or user.target is leave for user in old.users):
             old.meta.pop("name", None)
             old.meta.pop("names", None)
 

@@ -45,7 +45,7 @@ def brief(row: Row) -> str:
         return f"{row['type']:28} {_whole(row)[:160]}"
     marks = " ".join(f"{name}={found['state']}" for name, found in row["peftc"].items())
     worst = next((f"{v['reason'][:150]} @ {v['place']}" for v in row["peftc"].values() if v["state"] == "fails"), "")
-    return f"{row['type']:28} {row['seconds']:5} {marks} {worst}"
+    return f"{row['type']:28} {row.get('seconds', ''):5} {marks} {worst}"
 
 
 def page(rows: Iterable[Row]) -> str:

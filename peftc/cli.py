@@ -6,12 +6,14 @@ Exit codes: 0 done, 1 the spec or the artifact is wrong, 2 usage, 3 a defect of 
 from __future__ import annotations
 
 import io
+import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, NoReturn, get_args
 
 import typer
 from rich.console import Console
@@ -50,14 +52,35 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    with _interrupts() as interrupts:
+        try:
+            typer.main.get_command(app)(prog_name="peftc")
+        except PeftcError as error:
+            _complain(str(error), 1)
+        except SystemExit as ended:
+            if ended.code == 130:
+                _interrupted()
+            raise
+        except Exception:  # house: ok - the one handler of defects: it hides nothing
+            if interrupts:
+                _interrupted()
+            _complain(f"{traceback.format_exc()}\nthis is a defect of peftc {__version__}, not of your spec", 3)
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Every Ctrl-C from here on, also one that a library's lazy import turns into an error of its own."""
+    seen: list[int] = []
+
+    def interrupt(number: int, frame: object) -> None:
+        seen.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
     try:
-        typer.main.get_command(app)(prog_name="peftc")
-    except PeftcError as error:
-        _complain(str(error), 1)
-    except KeyboardInterrupt:
-        _complain("interrupted", 130)
-    except Exception:  # house: ok - the one handler of defects: it hides nothing
-        _complain(f"{traceback.format_exc()}\nthis is a defect of peftc {__version__}, not of your spec", 3)
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @app.callback()
@@ -73,6 +96,7 @@ def compile(
 ) -> None:
     """Write an artifact for each spec, or with --check compare them; nothing is written unless every spec compiles."""
     read = _read(specs)
+    raise_all([] if check else _obstacles(read, out))
     artifacts = [_compiled(spec) for spec in read]
     finish = _check if check else _write
     finished = [finish(spec, artifact, out) for spec, artifact in zip(read, artifacts, strict=True)]
@@ -178,9 +202,24 @@ def _collisions(specs: list[Spec]) -> list[Problem]:
     for spec in specs:
         other = first.setdefault(spec.name.replace("-", "_").casefold(), spec)
         if other is not spec:
-            message = f"two specs of this run are named {spec.name!r} and {other.name!r}: their artifacts would be one"
-            problems.append(Problem(message, spec.origin.place("name"), "give each spec a name of its own"))
+            problems.append(_collision(spec, other))
     return problems
+
+
+def _collision(spec: Spec, other: Spec) -> Problem:
+    here, there = spec.origin.place("name"), other.origin.place("name")
+    if here and there and Path(here.file).resolve() == Path(there.file).resolve():
+        return Problem(f"{here.file} is given twice", hint="name it once")
+    where = f" ({there.file})" if there else ""
+    message = f"two specs of this run are named {spec.name!r} and {other.name!r}{where}: their artifacts would be one"
+    return Problem(message, here, "give each spec a name of its own")
+
+
+def _obstacles(specs: list[Spec], out: Path) -> list[Problem]:
+    """What would keep the artifacts from being written, found before anything is compiled."""
+    from peftc.emit.folder import obstacle
+
+    return [problem for spec in specs if (problem := obstacle(out / spec.name))]
 
 
 def _compiled(spec: Spec) -> Artifact:
@@ -226,6 +265,12 @@ def _print(text: str) -> None:
     print(text.rstrip("\n"), flush=True)
 
 
-def _complain(text: str, code: int) -> None:
+def _interrupted() -> NoReturn:
+    """The end at once: where the interrupt passed through an `exec`, Python would die of the signal instead."""
+    print("interrupted", file=sys.stderr, flush=True)
+    os._exit(130)
+
+
+def _complain(text: str, code: int) -> NoReturn:
     print(text, file=sys.stderr, flush=True)
     sys.exit(code)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from peftc.compiler import compile
 from peftc.emit.artifact import Artifact
-from peftc.emit.provenance import LOCK
+from peftc.emit.folder import LOCK
 from peftc.errors import PeftcError, Problem, raise_all
 from peftc.report.render import SPEC
 from peftc.runtime.lock import changed, locked

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,9 +20,10 @@ from peftc.runtime import load
 from peftc.runtime.attach import check_untouched
 from peftc.runtime.proof import prove
 from peftc.spec.load import load as load_spec
-from peftc.spec.schema import Spec
+from peftc.spec.schema import TASKS, Spec
 from peftc.trace import trace_base, trace_model
-from peftc.trace.model import read_config, unknown_keys
+from peftc.trace.autoclasses import model_types, offers
+from peftc.trace.model import auto_class, read_config, unknown_keys
 
 __all__ = ["attach", "compile", "load", "planned"]
 
@@ -62,16 +64,43 @@ def planned(spec: Spec | str | Path, stage: Stage = _silent) -> Plan:
 
 
 def _placed(problem: Problem, spec: Spec) -> Problem:
-    """A complaint about the base, at the spec's `base` where it has no place of its own."""
-    return problem if problem.place else replace(problem, place=spec.origin.key("base"))
+    """A complaint about the base, at the spec's `model` or `config` where it has no place of its own."""
+    if problem.place:
+        return problem
+    if spec.base.model is None:
+        return replace(problem, place=spec.origin.key("base", "config"))
+    hint = problem.hint or "a local folder with a config.json does as well; or write the config out, under config:"
+    return replace(problem, place=spec.origin.place("base", "model"), hint=hint)
 
 
 def _unknown(spec: Spec) -> Iterator[Problem]:
-    """Keys of the written config that its class does not know: transformers would take them in silence."""
-    read_config(spec.base)
-    for key, near in unknown_keys(spec.base):
-        hint = f"did you mean {near}?" if near else "remove it: it would have no effect"
+    """What is unknown in the base, of which transformers would say nothing, or list all that it knows."""
+    folder, kind = spec.base.model, str((spec.base.config or {}).get("model_type", ""))
+    if folder and folder.startswith((".", "/", "~")) and not Path(folder).is_dir():
+        hint = "a folder holds a config.json; a hub id reads owner/name"
+        yield Problem(f"there is no folder {folder!r}", spec.origin.place("base", "model"), hint)
+        return
+    if kind and kind not in model_types():
+        near = get_close_matches(kind, model_types(), 1)
+        hint = f"did you mean {near[0]!r}?" if near else "it is the model_type of the model's config.json"
+        place = spec.origin.place("base", "config", "model_type")
+        yield Problem(f"transformers has no model type {kind!r}", place, hint)
+        return
+    config = read_config(spec.base)
+    for key, meant in unknown_keys(spec.base):
+        hint = f"did you mean {meant}?" if meant else "remove it: it would have no effect"
         yield Problem(f"the base's config has no {key!r}", spec.origin.key("base", "config", key), hint)
+    yield from _untasked(spec, config.model_type)
+
+
+def _untasked(spec: Spec, kind: str) -> Iterator[Problem]:
+    """The complaint about a task that transformers has no class for, where it knows this type of model."""
+    task = spec.base.task
+    if task is None or kind not in model_types() or offers(auto_class(task), kind):
+        return
+    tasks = ", ".join(other for other in TASKS if offers(auto_class(other), kind))
+    hint = f"its tasks are {tasks}" if tasks else "leave the task out"
+    yield Problem(f"{kind} has no model for the task {task!r}", spec.origin.place("base", "task"), hint)
 
 
 def attach(model: M, spec: Spec | str | Path) -> M:

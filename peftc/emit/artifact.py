@@ -15,8 +15,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from peftc.emit.card import card
+from peftc.emit.folder import LOCK, foreign
 from peftc.emit.module import NOTHING, Heading, Source, aliases, module_source
-from peftc.emit.provenance import LOCK, base_config, config_text, lock_text
+from peftc.emit.provenance import base_config, config_text, lock_text
 from peftc.emit.statements import forward
 from peftc.errors import PeftcError, Problem
 from peftc.identity import rank
@@ -45,7 +46,8 @@ class Artifact:
     def write(self, out: str | Path) -> Path:
         """Write the folder `out`/name whole, or leave it as it was.  PeftcError where something else is there."""
         folder = Path(out) / self.name
-        _refuse_foreign(folder)
+        if problem := foreign(folder):
+            raise PeftcError(problem)
         folder.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(prefix=f".{self.name}.", suffix=".new", dir=folder.parent))
         try:
@@ -115,14 +117,6 @@ def _auto_classes(program: Program) -> tuple[str, ...]:
     if not model.__module__.startswith("transformers."):
         return ()
     return auto_classes(model.__name__, str(base_config(program.plan.trace.model)[0]["model_type"]))
-
-
-def _refuse_foreign(folder: Path) -> None:
-    if not folder.exists() and not folder.is_symlink():
-        return
-    if folder.is_symlink() or not folder.is_dir() or not (folder / LOCK).is_file():
-        hint = f"an artifact has a {LOCK}; move it, or use another --out"
-        raise PeftcError(Problem(f"{folder} is there and is no artifact of peftc", hint=hint))
 
 
 def _swap(fresh: Path, folder: Path) -> None:

@@ -215,7 +215,8 @@ def _with_conditions(items: list[Item], inline: set[fx.Node]) -> list[Item]:
 
 def _moves(node: fx.Node, branch: Branch) -> bool:
     """Whether a node is the branch's condition and nothing else."""
-    return branch.condition is node and not _hints(node) and not node.users
+    asking = all(user in branch.phis and _times_used(user, node) == 1 for user in node.users)
+    return branch.condition is node and not _hints(node) and asking
 
 
 def _number(items: list[Item], start: int) -> int:

@@ -20,9 +20,13 @@ from peftc.emit.machinery import (
     SEED,
     Draw,
     base_config,
+    become,
     build,
     expand,
     fresh,
+    give,
+    on_disk,
+    parts,
     read_adapter,
     replace_file,
     report,
@@ -52,6 +56,7 @@ class Compiled(nn.Module):
     def attach(self) -> None:
         """Swap the units' classes, build the additions (their values depend on seed and name alone), freeze."""
         dtype = DTYPE or next(p.dtype for p in self.parameters() if p.is_floating_point())
+        self.base_values: dict[str, torch.Tensor] = {}
         self.added = build(self, dtype, self.share)
         for pattern, unit in UNITS.items():
             for path, layer in expand(pattern):
@@ -80,10 +85,10 @@ class Compiled(nn.Module):
             for name, tensor in tensors(module):
                 if f"{path}.{name}" in names and not tensor.is_meta:
                     tensor.copy_(module.initial(name, Draw(f"{path}.{name}", tensor.shape)))
-        std = getattr(getattr(self, "config", None), "initializer_range", 0.02)
-        for name in set(names) - self.added_names():
-            tensor = self.get_parameter(name)
-            tensor.copy_(fresh(name, Draw(name, tensor.shape), std))
+        std, added = getattr(getattr(self, "config", None), "initializer_range", 0.02), self.added_names()
+        for name, parameter in self.named_parameters():
+            if name in names and name not in added:
+                parameter.copy_(fresh(name, Draw(name, parameter.shape), std))
 
     def freeze(self) -> None:
         """Let train exactly what the spec trains."""
@@ -95,21 +100,31 @@ class Compiled(nn.Module):
             parameters[name].requires_grad_(True)
 
     @classmethod
+    def is_custom_code(cls) -> bool:
+        """As the base: transformers renames and converts the tensors of its own models' checkpoints alone."""
+        return bool(next(c for c in cls.__mro__ if not issubclass(c, Compiled)).is_custom_code())  # type: ignore[attr-defined]
+
+    @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
         """As the base's, and frozen; what a checkpoint lacks of the additions or of a head gets its seeded values."""
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)  # type: ignore[misc]
-        missing, added = set(info["missing_keys"]) | model.__dict__.pop("_lacked", set()), model.added_names()
+        lacked, added = model.__dict__.pop("_lacked", set()), model.added_names()
+        missing = set(info["missing_keys"]) | lacked
         if absent := {name for name in missing - added if not model.in_head(name)}:
             raise ValueError(report(f"{args[0] if args else NAME} is no complete base", {"missing": absent}))
-        model.initialise(missing | (added - model.state_dict().keys()))
+        if lost := on_disk(model, lacked):
+            raise ValueError(report("no device_map can put new tensors on disk: dispatch later", {"new": lost}))
         model.freeze()
         return (model, {**info, "missing_keys": missing}) if output_loading_info else model
 
     def _adjust_missing_and_unexpected_keys(self, found: Any) -> None:
-        """Keep out of transformers' report what gets its first values here: it is no complaint."""
+        """Give what a checkpoint lacks its first values, before any is moved off; it is no complaint of its own."""
         super()._adjust_missing_and_unexpected_keys(found)  # type: ignore[misc]
-        self._lacked = set(found.missing_keys) & (self.added_names() | self.kept().keys())
+        added = self.added_names()
+        fresh = {name for name in found.missing_keys if name in added or self.in_head(name)}
+        self.initialise(fresh | (added - self.state_dict().keys()))
+        self._lacked = set(found.missing_keys) & (added | self.kept().keys())
         found.missing_keys -= self._lacked
 
     @classmethod
@@ -124,7 +139,7 @@ class Compiled(nn.Module):
     ) -> Any:
         """This model on the weights of a base: a folder or a hub id.  ValueError where the base is another one.
 
-        Overrides are keys of the base's config, or `attn_implementation` and the like.
+        Overrides are keys of the base's config that change no forward (labels, dropout, …), or what `KERNELS` names.
         """
         at: dict[str, Any] = {"revision": revision} if revision else {}
         kernels = {key: config_overrides.pop(key) for key in KERNELS & config_overrides.keys()}
@@ -135,6 +150,7 @@ class Compiled(nn.Module):
             raise ValueError(report(f"{base} does not fit the config", {"of another shape": other}))
         if unknown := {name for name in info["unexpected_keys"] if not model.in_head(name)}:
             warnings.warn(report(f"{base}: tensors that this model has no place for", {"left": unknown}), stacklevel=2)
+        model.remember_base()
         return model
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
@@ -156,9 +172,12 @@ class Compiled(nn.Module):
         kept = self.kept()
         frozen = [(name, p.detach()) for name, p in self.named_parameters() if name not in kept]
         digest = hashlib.sha256()
+        if away := {name for name, p in self.named_parameters() if p.is_meta}:
+            raise ValueError(report("first accelerate.hooks.remove_hook_from_submodules(model)", {"offloaded": away}))
         for name, p in sorted(frozen, key=lambda item: item[0]):
             digest.update(f"{name} {p.dtype} {tuple(p.shape)}".encode())
-            digest.update(p.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            for part in parts(p):
+                digest.update(part.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     def identity(self) -> dict[str, str]:
@@ -167,11 +186,11 @@ class Compiled(nn.Module):
 
     def save_adapter(self, directory: str | Path) -> None:
         """Write what was added or trains: adapter.safetensors, and adapter.json which says for which plan and base."""
-        folder = Path(directory)
+        folder, identity = Path(directory), self.identity()
         folder.mkdir(parents=True, exist_ok=True)
         weights = save({name: p.detach().cpu().contiguous() for name, p in self.kept().items()})
         facts = {
-            **self.identity(),
+            **identity,
             "dtype": str(DTYPE),
             "sha256": hashlib.sha256(weights).hexdigest(),
             "tensors": {name: {"dtype": str(p.dtype), "shape": list(p.shape)} for name, p in self.kept().items()},
@@ -204,17 +223,32 @@ class Compiled(nn.Module):
         trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
         print(f"trainable params: {trained:,} || all params: {total:,} || trainable%: {100 * trained / total:.4f}")
 
+    def in_place(self) -> dict[str, nn.Parameter]:
+        """The parameters of the base, its head left out, that train."""
+        parameters, added = dict(self.named_parameters()), self.added_names()
+        return {n: parameters[n] for n in trained_names() if n not in added and not self.in_head(n)}
+
+    def remember_base(self) -> None:
+        """Keep the values of the base's vectors that train, for `disable_adapter`; matrices would be a second base."""
+        vectors = {name: p.detach() for name, p in self.in_place().items() if p.dim() < 2 and not p.is_meta}
+        self.base_values = {name: p.to("cpu", copy=True) for name, p in vectors.items()}
+
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
-        """The base's own forwards inside a `with`; parameters of the base that were trained stay as they are."""
-        added = self.added_names()
-        if changed := [name for name in trained_names() if name not in added and not self.in_head(name)]:
-            warnings.warn(report("trained in place, not disabled", {"base": changed}), stacklevel=3)
+        """The base inside a `with`: its own forwards, and its own values of what trains; a head stays as it is."""
+        present = {name: p for name, p in self.in_place().items() if not p.is_meta}
+        values = {name: value for name, value in self.base_values.items() if name in present}
+        if unknown := self.in_place().keys() - values.keys():
+            known = "not switched off: only from_base and peftc.attach know the base's values, and keep vectors alone"
+            warnings.warn(report(known, {"trained": unknown}), stacklevel=3)
         units = [(module, type(module)) for module in self.modules() if type(module) in UNITS.values()]
-        for module, unit in units:
-            module.__class__ = unit.__bases__[0]
+        trained = {name: present[name].data for name in values}
         try:
+            for module, unit in units:
+                become(module, unit.__bases__[0])
+            give(present, values)
             yield
         finally:
             for module, unit in units:
-                module.__class__ = unit
+                become(module, unit)
+            give(present, trained)

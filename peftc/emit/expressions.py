@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import keyword
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +11,17 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from peftc.graph.branches import LiftedFloat, LiftedInt, LiftedStr, SelfReference, base_forward, choose, lookup
+from peftc.graph.branches import (
+    LiftedFloat,
+    LiftedInt,
+    LiftedStr,
+    SelfReference,
+    attribute,
+    base_forward,
+    choose,
+    given,
+    lookup,
+)  # fmt: skip
 
 BINARY: dict[Any, tuple[str, int]] = {
     operator.add: ("+", 5), operator.iadd: ("+", 5), operator.sub: ("-", 5), operator.mul: ("*", 6),
@@ -22,6 +31,7 @@ BINARY: dict[Any, tuple[str, int]] = {
     operator.gt: (">", 1), operator.ge: (">=", 1),
 }  # fmt: skip
 UNARY: dict[Any, tuple[str, int]] = {operator.neg: ("-", 7), operator.invert: ("~", 7), operator.not_: ("not ", 0)}
+OPERATORS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)  # str() of one is its path below torch.ops
 ATOM = 10
 INTERFACE = "ALL_ATTENTION_FUNCTIONS"
 
@@ -72,7 +82,7 @@ class Printer:
         if node.op == "get_attr":
             return attribute("self", str(node.target)), ATOM
         if node.op == "call_module":
-            return attribute("self", str(node.target)) + self.call(node.args, node.kwargs), ATOM
+            return attribute("self", str(node.target)) + self.call(node.args, given(node)), ATOM
         if node.op == "call_method":
             return self._method(node), ATOM
         return self._function(node)
@@ -80,7 +90,7 @@ class Printer:
     def _method(self, node: fx.Node) -> str:
         subject, *rest = node.args
         called = "" if node.target == "__call__" else f".{node.target}"
-        return self.value(subject, ATOM) + called + self.call(rest, node.kwargs)
+        return self.value(subject, ATOM) + called + self.call(rest, given(node))
 
     def _function(self, node: fx.Node) -> tuple[str, int]:
         target, args = node.target, node.args
@@ -102,7 +112,7 @@ class Printer:
         if target is lookup:
             self.globals.imports[INTERFACE] = f"from transformers.modeling_utils import {INTERFACE}"
             return f"{INTERFACE}.get_interface{self.call(args[:2], {})}", ATOM
-        return self.function(target) + self.call(args, node.kwargs), ATOM
+        return self.function(target) + self.call(args, given(node)), ATOM
 
     def call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
         parts = self._items(args)
@@ -139,6 +149,8 @@ class Printer:
 
     def function(self, function: Any) -> str:
         """A function's global name, noting the import or the paste that it needs."""
+        if isinstance(function, OPERATORS):
+            return f"torch.ops.{function}"
         name = getattr(function, "__name__", "")
         module = getattr(function, "__module__", None) or ""
         if module.startswith("peftc.modules"):
@@ -148,25 +160,15 @@ class Printer:
             return f"nn.functional.{name}"
         if getattr(torch, name, None) is function:
             return f"torch.{name}"
-        if module in ("builtins", "math"):
-            return name if module == "builtins" else f"math.{name}"
+        if module == "builtins":
+            return str(name)
+        if module == "math":
+            self.globals.imports[module] = "import math"
+            return f"math.{name}"
         if module in self.globals.aliases:
             return f"{self.globals.aliases[module]}.{name}"
         self.globals.imports[name] = f"from {module} import {name}"
         return str(name)
-
-
-def attribute(root: str, path: str) -> str:
-    """`self.layers[0].norm`: a dotted path as attribute access."""
-    text = root
-    for part in filter(None, path.split(".")):
-        if part.isdigit():
-            text += f"[{part}]"
-        elif part.isidentifier() and not keyword.iskeyword(part):
-            text += f".{part}"
-        else:
-            text = f"getattr({text}, {part!r})"
-    return text
 
 
 def _unpacked(values: Sequence[Any]) -> tuple[fx.Node | None, int]:

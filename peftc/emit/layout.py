@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 WIDTH = 108
 INDENT = "    "
@@ -43,36 +43,31 @@ def _item(item: str) -> list[str]:
 
 def _outermost(text: str) -> tuple[int, int] | None:
     """The widest bracket pair at depth zero, as (start, end)."""
-    best: tuple[int, int] | None = None
-    depth, start, quote = 0, 0, ""
-    for i, c in enumerate(text):
-        if quote:
-            quote = "" if c == quote and text[i - 1] != "\\" else quote
-        elif c in "\"'":
-            quote = c
-        elif c in OPEN:
-            start = i if depth == 0 else start
-            depth += 1
-        elif c in CLOSE:
-            depth -= 1
-            if depth == 0 and (best is None or i - start > best[1] - best[0]):
-                best = (start, i)
-    return best if best and best[1] - best[0] > 1 else None
+    best, start = (0, 1), 0
+    for i, c, depth in _code(text):
+        if c in OPEN and depth == 0:
+            start = i
+        elif c in CLOSE and depth == 0 and i - start > best[1] - best[0]:
+            best = (start, i)
+    return best if best != (0, 1) else None
 
 
 def _split(text: str) -> list[str]:
     """The items of a bracket's content, split at its own commas."""
-    items, depth, last, quote = [], 0, 0, ""
+    commas = [i for i, c, depth in _code(text) if c == "," and depth == 0]
+    items = [text[start + 1 : end].strip() for start, end in zip([-1, *commas], [*commas, len(text)], strict=True)]
+    return items if items[-1] else items[:-1]
+
+
+def _code(text: str) -> Iterator[tuple[int, str, int]]:
+    """The characters outside of quotes, with their place and depth; a bracket has the depth of what is around it."""
+    depth, quote = 0, ""
     for i, c in enumerate(text):
         if quote:
             quote = "" if c == quote and text[i - 1] != "\\" else quote
-        elif c in "\"'":
-            quote = c
-        elif c in OPEN:
-            depth += 1
-        elif c in CLOSE:
-            depth -= 1
-        elif c == "," and depth == 0:
-            items.append(text[last:i].strip())
-            last = i + 1
-    return [*items, text[last:].strip()] if text[last:].strip() else items
+            continue
+        quote = c if c in "\"'" else ""
+        depth -= c in CLOSE
+        if not quote:
+            yield i, c, depth
+        depth += c in OPEN

@@ -5,12 +5,14 @@ import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
+from types import MethodType, NoneType
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 SEED: int = 0
 CONFIG: dict[str, Any] = {}
@@ -59,16 +61,25 @@ def report(title: str, complaints: Mapping[str, Collection[str]]) -> str:
     return "\n".join([title, *lines]) if lines else ""
 
 
-# Parts of a config that change no forward of the base: its labels are the compiled head's, the rest is the base's.
+# Parts of a config that make no other model: labels are the compiled head's; the rest, and dropout, is the base's.
 HEAD = {"id2label", "label2id", "problem_type", "num_labels"}
-FREE = HEAD | {"_name_or_path", "architectures", "auto_map", "dtype", "transformers_version", "use_cache"}
-# Which code runs the model, not which model: no part of a config's file.
-KERNELS = {"attn_implementation", "experts_implementation"}
+RECORDS = {"output_attentions", "output_hidden_states", "return_dict", "use_cache"}
+FILE = {"_name_or_path", "architectures", "auto_map", "dtype", "initializer_range", "transformers_version"}
+# How the model runs, not which model it is: handed on to transformers.
+KERNELS = {"attn_implementation", "experts_implementation", "quantization_config"}
 
 
 def tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from module.named_parameters()
     yield from module.named_buffers()
+
+
+def parts(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The tensors that hold the bytes of one: itself, or those inside a quantised one."""
+    if not is_traceable_wrapper_subclass(tensor):
+        return [tensor]
+    inner: Any = tensor
+    return [part for name in inner.__tensor_flatten__()[0] for part in parts(getattr(tensor, name))]
 
 
 def fresh(name: str, draw: Draw, std: float) -> torch.Tensor:
@@ -111,17 +122,27 @@ def known(config: Any, overrides: Mapping[str, Any]) -> dict[str, Any]:
     return {config.attribute_map.get(key, key): value for key, value in overrides.items()}
 
 
+def settings(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """What makes a config's model: values by key, those of a config inside it by a dotted one; no rate of dropout."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and key not in HEAD:
+            found |= settings(value, f"{above}{key}.")
+        elif key not in HEAD | RECORDS | FILE and not ("drop" in key and type(value) in (int, float, NoneType)):
+            found[above + key] = value
+    return found
+
+
 def base_config(config_class: Any, base: str | Path, at: Mapping[str, str], overrides: dict[str, Any]) -> Any:
-    """The base's own config with these overrides; ValueError where its architecture is not the compiled one."""
-    config = config_class.from_pretrained(base, **at)
+    """The base's own config with these overrides; ValueError where that makes another model than the compiled one."""
+    config, compiled = config_class.from_pretrained(base, **at), config_class.from_dict(CONFIG).to_dict()
     overrides = known(config, overrides)
-    theirs, ours = config.to_dict(), config_class.from_dict(CONFIG).to_dict()
-    pairs = {key: (theirs.get(key), ours.get(key)) for key in ours.keys() - FREE - overrides.keys()}
-    if different := [
-        f"{key} is {found!r}, not {wanted!r}" for key, (found, wanted) in pairs.items() if found != wanted
-    ]:
-        raise ValueError(report(f"{base} is not the base this file was compiled for", {"config": different}))
-    config.update({key: ours[key] for key in HEAD if key in ours} | overrides)
+    config.update({key: compiled[key] for key in HEAD if key in compiled} | overrides)
+    theirs, ours = settings(config.to_dict()), settings(compiled)
+    keys = ours.keys() | (theirs.keys() & overrides.keys())
+    if different := [key for key in keys if theirs.get(key) != ours.get(key)]:
+        told = [f"{key} is {theirs.get(key)!r}, not {ours.get(key)!r}" for key in different]
+        raise ValueError(report(f"{base} is not the base this file was compiled for", {"config": told}))
     return config
 
 
@@ -148,4 +169,25 @@ def unit_at(model: nn.Module, path: str) -> Any:
 def swap(path: str, module: nn.Module, unit: type[Any]) -> None:
     if type(module) is not unit.__bases__[0]:
         raise TypeError(f"{path} is {type(module)}, not {unit.__bases__[0]}: compiled for another model")
+    become(module, unit)
+
+
+def become(module: nn.Module, unit: type[Any]) -> None:
+    """Change a module's class, and with it the forward that accelerate's hooks have put aside."""
     module.__class__ = unit
+    if "_old_forward" in vars(module):
+        vars(module)["_old_forward"] = MethodType(unit.forward, module)
+
+
+def give(parameters: Mapping[str, nn.Parameter], values: Mapping[str, torch.Tensor]) -> None:
+    """Put other values into these parameters, unseen by autograd."""
+    for name, value in values.items():
+        parameters[name].data = value.to(parameters[name])
+    torch.clear_autocast_cache()
+
+
+def on_disk(model: Any, names: Collection[str]) -> list[str]:
+    """Those of these tensors that the model's device map has put on disk."""
+    placed = getattr(model, "hf_device_map", {})
+    above = {name: [p for p in placed if not p or f"{name}.".startswith(f"{p}.")] for name in names}
+    return [name for name, paths in above.items() if paths and placed[max(paths, key=len)] == "disk"]

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING
@@ -116,10 +117,12 @@ def _imports(pasted: Pasted, forwards: Iterable[Forward], names: Mapping[str, st
         yield from (line for line in map(ast.unparse, found) if not line.startswith("from peftc"))
 
 
+@cache
 def _parsed(own: str) -> ast.Module:
     return ast.parse((HERE / f"{own}.py").read_text("utf-8"))
 
 
+@cache
 def _own(own: str) -> str:
     """The part of one of this folder's files that is pasted: from its first class or function on."""
     text = (HERE / f"{own}.py").read_text("utf-8")
@@ -192,6 +195,7 @@ def _model_class(program: Program, alias: str) -> str:
     for shared in program.shared:
         head = f"self.{shared.name} = "
         rows.append(f"        {head}{call_text({'': shared.module.call}, (), 8, len(head))}")
+        rows.append(f"        self.{shared.name}.once_per_forward(self)")
     return "\n".join(rows)
 
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 Json = dict[str, object]
 
-LOCK = "peftc.lock.json"
 LABELS = ("id2label", "label2id")
 SILENT = ("_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version")
 

@@ -50,7 +50,8 @@ def _suffix(own: str, others: Collection[str]) -> str:
 
 def class_text(unit: Class, base: str, forward: tuple[str, ...], shared: Collection[str]) -> str:
     """The source of a unit's class."""
-    body = [*docstring(f"{_where(unit.paths)}: {'; '.join(unit.body.summary)}"), ""]
+    tower = "".join(f", {name}" for name in unit.body.towers)
+    body = [*docstring(f"{_where(unit.paths)}{tower}: {'; '.join(unit.body.summary)}"), ""]
     body += ["def attach(self, model, layer):", *_attached(unit, shared), "", *forward]
     return "\n".join([f"class {unit.name}({base}):", *(f"    {row}".rstrip() for row in body)])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +15,19 @@ class SelfReference:
     """The unit itself (path ""), or a module inside it, as an argument of a node."""
 
     path: str
+
+
+def attribute(root: str, path: str) -> str:
+    """`self.layers[0].norm`: a dotted path as attribute access."""
+    text = root
+    for part in filter(None, path.split(".")):
+        if part.isdigit():
+            text += f"[{part}]"
+        elif part.isidentifier() and not keyword.iskeyword(part):
+            text += f".{part}"
+        else:
+            text = f"getattr({text}, {part!r})"
+    return text
 
 
 class LiftedInt(int):
@@ -32,6 +46,16 @@ class LiftedStr(str):
     """A string attribute that is read again at run time, which remembers its source."""
 
     source: str
+
+
+def given(node: fx.Node) -> dict[str, Any]:
+    """The keyword arguments of a call; one that is None because an attribute was, as what reads that attribute."""
+    keywords: dict[str, Any] = dict(node.kwargs)
+    for name, source in node.meta.get("absent", {}).items():
+        if keywords.get(name, ...) is None:
+            keywords[name] = LiftedStr(source)
+            keywords[name].source = source
+    return keywords
 
 
 @dataclass(frozen=True)

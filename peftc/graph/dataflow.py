@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -23,13 +23,26 @@ MOVES = frozenset({
 })  # fmt: skip
 
 
+BLANK = frozenset({"new_empty", "new_zeros", "new_ones", "new_full", "empty_like", "zeros_like", "ones_like"})
+
+
 def flow(graph: fx.Graph) -> Flow:
     """Edges from a value to what reads it: cached values, sizes and markers left out; tuples taken apart exactly."""
     found: Flow = nx.DiGraph()
     found.add_nodes_from(n for n in graph.nodes if n.target not in (enter, leave, assume))
     for node in list(found.nodes):
         found.add_edges_from((source, node) for source in sources(node) if source in found)
+        if (target := _written(node)) is not None:
+            found.add_edge(node, target)
     return found
+
+
+def _written(node: fx.Node) -> fx.Node | None:
+    """The tensor that a node copies into, in whole or in part."""
+    target = node.args[0] if node.op == "call_method" and node.target == "copy_" else None
+    while isinstance(target, fx.Node) and is_move(target):
+        target = target.args[0]
+    return target if isinstance(target, fx.Node) else None
 
 
 def sources(node: fx.Node) -> list[fx.Node]:
@@ -38,6 +51,10 @@ def sources(node: fx.Node) -> list[fx.Node]:
         return [a for a in node.args[1:] if isinstance(a, fx.Node)]
     if node.target is operator.getitem and isinstance(node.args[0], fx.Node) and isinstance(node.args[1], int):
         return _item_sources(node.args[0], node.args[1]) or [node.args[0]]
+    if name_of(node) in BLANK:
+        return []
+    if _written(node) is not None:
+        return [n for n in node.all_input_nodes[1:] if holds_tensor(n)]
     return [n for n in node.all_input_nodes if holds_tensor(n)]
 
 
@@ -108,9 +125,9 @@ def _nearest(
     return list(found)
 
 
-def path(graph: Flow, start: fx.Node, end: fx.Node) -> list[fx.Node]:
-    """The shortest way from one node to another, both included."""
-    return list(nx.shortest_path(graph, start, end))
+def between(graph: Flow, start: fx.Node, end: fx.Node) -> list[fx.Node]:
+    """Every node on a way from one node to another, both included, in the order of the graph."""
+    return sorted(reached(graph, start) & reached(graph.reverse(copy=False), end))
 
 
 def reached(graph: Flow, start: fx.Node) -> set[fx.Node]:
@@ -120,55 +137,65 @@ def reached(graph: Flow, start: fx.Node) -> set[fx.Node]:
 
 def is_move(node: fx.Node) -> bool:
     """Whether a node only moves numbers: views, splits, transpositions, items."""
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return node.op in ("call_function", "call_method") and name in MOVES
+    return node.op in ("call_function", "call_method") and name_of(node) in MOVES
+
+
+def name_of(node: fx.Node) -> str:
+    """The name of the function or the method that a node calls."""
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
 
 
 @dataclass(frozen=True)
 class Features:
     """The features of a linear that arrive somewhere: at `node` first, alone, and which rows of the linear they are.
 
-    `dims` and `order` say how `node` holds them, where that is not (batch, length, features); see Projection.
+    `dims`, `order` and `ones` say how `node` holds them, where that is not the linear's own shape; see Projection.
     """
 
     node: fx.Node
     rows: tuple[int, ...]
     dims: tuple[int, ...] = ()
     order: tuple[int, ...] = ()
+    ones: tuple[int, ...] = ()
+
+
+def features(way: list[fx.Node], width: int) -> Features:
+    """Which of a linear's features arrive at the end of a way: nodes in the graph's order, the linear first.
+
+    Parts that take several ways count together, as far as one node holds them all.
+    """
+    head, end = way[0], way[-1]
+    shape = (*head.meta["value"][0].shape[:-1], width)
+    held: dict[fx.Node, Any] = {head: torch.arange(math.prod(shape)).view(shape)}
+    for node in way[1:]:
+        if is_move(node) and node.args[0] in held:
+            held[node] = moved(node, held)
+    tensors = {node: places for node, places in held.items() if isinstance(places, torch.Tensor)}
+    read = {n for node in way if node not in held for n in sources(node)}
+    final = set[int]().union(*(_arrived(p, width) for n, p in tensors.items() if n in read or n is end))
+    first = [node for node, places in tensors.items() if final <= _arrived(places, width)]
+    closest = min(first, key=lambda node: len(_arrived(tensors[node], width)), default=head)
+    return _laid_out(closest, tensors[closest], shape)
 
 
 def _arrived(held: torch.Tensor, width: int) -> set[int]:
     return set((held % width).unique().tolist())
 
 
-def features(way: list[fx.Node], width: int) -> Features:
-    """Which of a linear's features arrive at the end of the moves on a way that starts at it."""
-    head = way[0]
-    shape = (*head.meta["value"][0].shape[:-1], width)
-    held: dict[fx.Node, Any] = {head: torch.arange(math.prod(shape)).view(shape)}
-    last = head
-    for node in way[1:]:
-        if not is_move(node) or node.args[0] not in held:
-            break
-        held[node] = _move(node, held)
-        last = node if isinstance(held[node], torch.Tensor) else last
-    final = _arrived(held[last], width)
-    first = next(n for n, v in held.items() if isinstance(v, torch.Tensor) and _arrived(v, width) == final)
-    return _laid_out(first, held[first], shape)
-
-
 def _laid_out(node: fx.Node, places: torch.Tensor, shape: tuple[int, ...]) -> Features:
     """How a node holds features, from the place in the linear's output that each of its numbers came from."""
-    width, lead = shape[-1], len(shape) - 1
-    coordinates = torch.unravel_index(places // width, shape[:-1])
+    width, lead = shape[-1], tuple(size for size in shape[:-1] if size > 1)
+    coordinates = torch.unravel_index(places // width, lead)
     axes = [_varying_axis(c) for c in coordinates]
     free = [axis for axis in range(places.dim()) if axis not in axes]
     moved = places.permute(*axes, *free) % width
-    rows = tuple(moved[(0,) * lead].flatten().tolist())
-    if axes == list(range(lead)) and len(free) == 1:
+    rows = tuple(moved[(0,) * len(lead)].flatten().tolist())
+    if axes == list(range(len(shape) - 1)) and len(free) == 1:
         return Features(node, rows)
     source = {axis: position for position, axis in enumerate((*axes, *free))}
-    return Features(node, rows, tuple(moved.shape[lead:]), tuple(source[axis] for axis in range(places.dim())))
+    ones = tuple(axis for axis, size in enumerate(shape[:-1]) if size == 1)
+    dims, order = tuple(moved.shape[len(lead) :]), tuple(source[axis] for axis in range(places.dim()))
+    return Features(node, rows, dims, order, ones)
 
 
 def _varying_axis(coordinate: torch.Tensor) -> int:
@@ -176,7 +203,9 @@ def _varying_axis(coordinate: torch.Tensor) -> int:
     return next(a for a in range(coordinate.dim()) if coordinate.shape[a] > 1 and bool(coordinate.diff(dim=a).any()))
 
 
-def _move(node: fx.Node, held: dict[fx.Node, Any]) -> Any:
+def moved(node: fx.Node, held: Mapping[fx.Node, Any]) -> Any:
+    """What a move makes of other values than the example's."""
+
     def value(n: fx.Node) -> Any:
         return held[n] if n in held else n.meta["value"][0]
 

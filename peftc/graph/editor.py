@@ -13,9 +13,9 @@ from torch.fx.node import Argument, Target
 
 from peftc import modules
 from peftc.errors import Defect
-from peftc.graph import slots
+from peftc.graph import joints, slots
 from peftc.graph.branches import choose, leave
-from peftc.graph.sites import Attention, Embedding, Projection, Site, Sublayer
+from peftc.graph.sites import Attention, Embedding, Projection, Site, Sublayer, Written
 
 if TYPE_CHECKING:
     from peftc.methods.base import ModuleCall
@@ -51,7 +51,7 @@ class Editor:
         self.additions: dict[str, ModuleCall] = {}
         self._nodes: dict[str, fx.Node] = {node.name: node for node in graph.nodes}
         self._levels: dict[tuple[str, int], fx.Node] = {}
-        self._keys: dict[str, fx.Node] = {}
+        self.keys: dict[str, fx.Node] = {}
         self._gates: dict[str, fx.Node] = {}
         self._owned: dict[str, set[fx.Node]] = {}
         self._fresh: set[fx.Node] = set()
@@ -69,12 +69,12 @@ class Editor:
     def input(self, site: Site) -> fx.Node:
         """What the site reads: x of a projection, an attention or a sublayer, the ids of an embedding."""
         if isinstance(site, (Projection, Embedding)):
-            return slots.first(self._node(site.node))
-        return self._edited(site.input, AFTER)
+            return slots.first(self.node(site.node))
+        return self.edited(site.input, AFTER)
 
     def residual(self, site: Sublayer) -> fx.Node:
         """What the sublayer's output is added to."""
-        return self._edited(site.residual, AFTER)
+        return self.edited(site.residual, AFTER)
 
     def output(self, site: Projection | Sublayer | Embedding) -> fx.Node:
         """What the site computes, with every edit so far."""
@@ -82,9 +82,10 @@ class Editor:
 
     def normed(self, site: Sublayer) -> fx.Node:
         """LN(output + residual) of a post-norm sublayer, by its own norm; output + residual where there is no norm."""
-        before = self._node(site.sum)
+        before = self.node(site.sum)
         total = self._copy(before, {})
-        normed = self._copy(self._node(site.norm), {before: total}) if site.norm else total
+        norm = self.node(site.norm) if site.norm else None
+        normed = self._copy(norm, {slots.first(norm): total}) if norm else total
         normed.meta.update(name=f"{self._name}_input", names=[])
         return normed
 
@@ -107,7 +108,7 @@ class Editor:
         if member is not None and f"{name}.{member}" not in self._gates:
             gate = self._gates[name]
             part = self._follow(gate, "call_function", getitem, (gate, member))
-            part.meta["name"] = f"{self._label}_gate"
+            part.meta.update(name=f"{self._label}_gate", names=[f"{self._name}_gate"])
             self._gates[f"{name}.{member}"] = part
         return self._gates[name if member is None else f"{name}.{member}"]
 
@@ -119,6 +120,8 @@ class Editor:
     def add(self, site: Projection | Sublayer | Embedding, delta: fx.Node) -> None:
         """site + delta: to W x before anything scales it, to a sublayer's output before anything follows it."""
         level = BESIDE if isinstance(site, Sublayer) else WEIGHT
+        if isinstance(site, Projection) and site.ones:
+            delta = self._insert("call_method", "squeeze", (delta, *site.ones))
         self._change(site, level, self.apply("added", self._at_level(site, level), self._shaped(site, delta)))
 
     def add_after(self, site: Sublayer, delta: fx.Node) -> None:
@@ -139,42 +142,54 @@ class Editor:
         x = self.input(site)
         self.additions[self._name] = call
         scaled = self._follow(x, "call_module", self._name, _present(x, gate))
-        readers = ({self._node(site.node)} | self._owned.get(site.node, set())) - set(_ancestors(scaled, x))
+        readers = ({self.node(site.node)} | self._owned.get(site.node, set())) - set(_ancestors(scaled, x))
         x.replace_all_uses_with(scaled, delete_user_cb=lambda user: user in readers)
         self._mark(scaled, x)
 
     def join(self, site: Attention, tables: fx.Node, gate: fx.Node | None) -> None:
-        """Let the attention's call, and nothing else, read the keys and values of `tables` before its own."""
-        call = self._node(site.node)
-        key = self._keys.get(site.name) or slots.matching(call, self._edited(site.key, AFTER))
-        states, causal = slots.read(call, key), slots.causal(call, site.causal)
-        options: Options = {"causal": causal} if causal else {}
-        joined = self.apply("with_prefix", *states, tables, *_present(gate), **options)
-        parts = [self._insert("call_function", getitem, (joined, i)) for i in range(3)]
-        for part, before, name in zip(parts, states[1:], ("key", "value", "attention_mask"), strict=True):
-            _inherit(part, before)
-            if not (isinstance(before, fx.Node) and before.meta.get("names")):
-                part.meta["names"] = [name]
-        joined.meta["comment"] = self._comment
-        for name, bias in slots.biases(call, states):
-            wider = self.apply("beside_prefix", bias, tables)
-            _inherit(wider, bias)
-            call.update_kwarg(name, wider)
-        slots.write(call, key, parts)
-        self._keys[site.name] = parts[0]
+        """Let the attention, and nothing else, read the keys and values of `tables` before its own."""
+        joints.join(self, site, tables, gate)
 
-    def _node(self, name: str) -> fx.Node:
+    # -- what joints build with ----------------------------------------------------------------------------------
+
+    def insert(self, op: str, target: Target, args: Arguments, before: fx.Node | None = None) -> fx.Node:
+        """A node in front of another; or behind all that it reads, where the placement begins."""
+        if before is None:
+            return self._insert(op, target, args)
+        with self.graph.inserting_before(before):
+            return self._made(self.graph.create_node(op, target, args), before)
+
+    def again(self, node: fx.Node, instead: dict[fx.Node, fx.Node]) -> fx.Node:
+        """A node once more, with `instead` of some arguments: where the placement begins, or in its branch."""
+        anchor, like = self._anchor()
+        same = node.meta.get("guard") == like.meta.get("guard")
+        with self._behind(anchor if same else node, [instead.get(read, read) for read in node.all_input_nodes]):
+            copy = self._made(self.graph.node_copy(node, lambda n: instead.get(n, n)), node)
+        for key in ("names", "name", "comment"):
+            copy.meta.pop(key, None)
+        return copy
+
+    def comment(self, node: fx.Node) -> None:
+        """Name the placement beside a node."""
+        node.meta["comment"] = self._comment
+
+    def take_over(self, new: fx.Node, old: Argument) -> None:
+        """Let a value have the name and the example of one whose place it takes."""
+        _inherit(new, old)
+
+    def node(self, name: str) -> fx.Node:
+        """A node of the unit."""
         if name not in self._nodes:
             raise Defect(f"the graph has no node {name}, which a site names")
         return self._nodes[name]
 
-    def _edited(self, name: str, level: int) -> fx.Node:
+    def edited(self, name: str, level: int = AFTER) -> fx.Node:
         """A node of the unit with the edits of this level and of those inside it."""
         found = [self._levels[name, inner] for inner in range(level + 1) if (name, inner) in self._levels]
-        return found[-1] if found else self._node(name)
+        return found[-1] if found else self.node(name)
 
     def _at_level(self, site: Projection | Sublayer | Embedding, level: int) -> fx.Node:
-        return self._edited(_output(site), level)
+        return self.edited(_output(site), level)
 
     def _change(self, site: Projection | Sublayer | Embedding, level: int, new: fx.Node) -> None:
         old = self._at_level(site, level)
@@ -203,7 +218,7 @@ class Editor:
 
     def _call_gate(self, gating: Gating, x: fx.Node) -> fx.Node:
         self.additions[gating.name] = gating.call
-        mask = self._node(self._site.mask) if self._site.mask else None
+        mask = self.node(self._site.mask) if self._site.mask else None
         readable: dict[str, Argument] = {"x": x, "mask": mask}
         args = tuple(readable[name] for name in gating.reads)
         return self._follow(x, "call_module", gating.name, args)
@@ -211,7 +226,9 @@ class Editor:
     def _anchor(self) -> tuple[fx.Node, fx.Node]:
         """The node to stand behind, and the node whose guard to share."""
         if isinstance(self._site, Attention):
-            return self._node(self._site.node).prev, self._node(self._site.node)
+            written = self._site.written
+            start = self.node(written.softmax if isinstance(written, Written) else self._site.node)
+            return start.prev, start
         output = self._at_level(self._site, BESIDE if isinstance(self._site, Sublayer) else WEIGHT)
         return output, output
 
@@ -235,7 +252,9 @@ class Editor:
         return copy
 
     def _behind(self, anchor: fx.Node, args: Iterable[Argument]) -> AbstractContextManager[None]:
-        last: fx.Node = max([anchor, *(node for node in args if isinstance(node, fx.Node))])
+        reads = [anchor]
+        fx.node.map_arg(tuple(args), reads.append)
+        last: fx.Node = max(reads)
         while last.next.op == "placeholder" or self._ends_inside(last):
             last = last.next
         return self.graph.inserting_after(last)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,7 +17,8 @@ class Projection:
     `node` calls the module; `output` is the first node that holds this part's features alone (`node` itself when the
     projection is not fused).  `rows` are the part's rows of W in the order of `output`'s features; None means all.
     Where `output` is not (batch, length, outputs), it is that with the features unflattened to `dims` and all axes
-    permuted by `order`: the heads of an interleaved projection.
+    permuted by `order`: the heads of an interleaved projection; `ones` are axes of one entry that it does not have.
+    `flat`: batch and length are one axis.
     """
 
     name: str
@@ -29,8 +30,10 @@ class Projection:
     rows: tuple[int, ...] | None = None
     dims: tuple[int, ...] = ()
     order: tuple[int, ...] = ()
+    ones: tuple[int, ...] = ()
     bias: bool = False
     transposed: bool = False
+    flat: bool = False
     causal: bool = False
     mask: str | None = None
 
@@ -42,11 +45,42 @@ class Projection:
 
 
 @dataclass(frozen=True)
+class Copied:
+    """A node that the scores of learnt keys pass too: what it reads, and whose copies they read instead.
+
+    `resized`: it is a view that names the number of keys.
+    """
+
+    node: str
+    reads: tuple[tuple[str, str], ...]
+    resized: bool = False
+
+
+@dataclass(frozen=True)
+class Written:
+    """An attention that is written out: `scores` is query times key, with `heads` of the widths of one head.
+
+    `copied` leads from the scores to the softmax, without what masks or biases single keys; what comes out there is
+    the copy of `last`.  `views` are those of the weights that name the number of keys.
+    """
+
+    scores: str
+    softmax: str
+    heads: int
+    key_width: int
+    value_width: int
+    copied: tuple[Copied, ...]
+    last: str
+    views: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Attention:
     """One attention's keys and values: `node` is the call, whose arguments include `key`, `value` and `mask_value`.
 
     key: (batch, kv_heads, length, key_width / kv_heads).  `input` is the attention's input x, of width `width`.
-    `whole`: it is one call, not written out as products around a softmax.
+    `written`: it is no one call but products around a softmax, of which `node` is the last; a sentence says why
+    nothing can join it.
     """
 
     name: str
@@ -59,7 +93,7 @@ class Attention:
     kv_heads: int
     key_width: int
     value_width: int
-    whole: bool = True
+    written: Written | str | None = None
     causal: bool = False
     mask: str | None = None
 
@@ -73,6 +107,7 @@ class Sublayer:
     """A tensor `output` that joins a `residual` (in the node `sum`): the attention's or the feed-forward's output.
 
     `norm` is the norm that reads the sum and nothing else does (post-norm), or None; `input` is the sublayer's input x.
+    `flat`: in all of them batch and length are one axis.
     """
 
     name: str
@@ -82,6 +117,7 @@ class Sublayer:
     norm: str | None
     input: str
     width: int
+    flat: bool = False
     causal: bool = False
     mask: str | None = None
 
@@ -180,7 +216,10 @@ class Parameter:
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """The base as peftc sees it: the model on the meta device, its units and layers, its parameters (ties once)."""
+    """The base as peftc sees it: the model on the meta device, its units and layers, its parameters (ties once).
+
+    `untraced` are the modules that would be units but have no trace, and stay as they are: path -> why.
+    """
 
     model: nn.Module
     units: tuple[Unit, ...]
@@ -188,6 +227,7 @@ class Trace:
     others: tuple[tuple[str, Unit], ...]
     parameters: Mapping[str, Parameter]
     modules: tuple[str, ...]
+    untraced: Mapping[str, str] = field(default_factory=dict)
 
     def towers(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(layer.tower for layer in self.layers))

@@ -72,6 +72,9 @@ class Adapter(Method):
         assert isinstance(site, Sublayer)
         return site.width
 
+    def reads(self, site: Sublayer) -> str | None:
+        return site.residual if self.variant == "parallel" else None
+
     def module(self, site: Site) -> ModuleCall:
         assert isinstance(site, Sublayer)
         sizes = (("width", site.width), ("bottleneck", self.inner(site)))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from peftc.graph.sites import Parameter, Site
+from peftc.graph.sites import Parameter, Site, Sublayer
 from peftc.methods.call import Cost, ModuleCall, SharedModule
 from peftc.methods.gate import Gate
 
@@ -62,6 +62,10 @@ class Method(BaseModel):
     @abstractmethod
     def gate_width(self, site: Site) -> int:
         """The width of the x that its gate reads at a site."""
+
+    @abstractmethod
+    def reads(self, site: Sublayer) -> str | None:
+        """The node of the unit that it reads at a sublayer; None where x is made for it alone, or it stands at none."""
 
     @abstractmethod
     def module(self, site: Site) -> ModuleCall | None:

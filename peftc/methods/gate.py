@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from peftc.graph.sites import Site
+from peftc.graph.sites import Projection, Site, Sublayer
 from peftc.methods.call import Cost, ModuleCall
 
 Kind = Literal["sequence", "masked", "token", "constant", "central"]
@@ -40,8 +40,18 @@ class Gate(BaseModel):
         """What its module is called on: the "x" of what is gated, the unit's "mask"."""
         return READS.get(self.kind, ("x",))
 
+    @property
+    def _mixes(self) -> bool:
+        """Whether its value is for an example, or made where batch and length may be two axes."""
+        return self.kind != "constant" and (self.kind != "token" or self.scope == "layer")
+
     def refusal(self, site: Site) -> str | None:
         """Why no method can be gated so at a site, or None."""
+        if isinstance(site, Projection | Sublayer) and site.flat and self._mixes:
+            return (
+                f"{site.name} has batch and length in one axis, where a {self.kind} gate of scope {self.scope} cannot "
+                "tell the examples apart: use a constant gate, or a token gate of scope site"
+            )
         if self.kind in ("token", "constant"):
             return None
         if site.causal:

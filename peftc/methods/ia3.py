@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from peftc.graph.sites import Parameter, Projection, Site
+from peftc.graph.sites import Parameter, Projection, Site, Sublayer
 from peftc.methods.base import Cost, Method, ModuleCall, SharedModule
 from peftc.methods.gate import Gate
 
@@ -37,6 +37,9 @@ class IA3(Method):
     def gate_width(self, site: Site) -> int:
         assert isinstance(site, Projection)
         return site.inputs
+
+    def reads(self, site: Sublayer) -> str | None:
+        return None
 
     def module(self, site: Site) -> ModuleCall:
         return ModuleCall("IA3", (("width", _width(site)),))

@@ -54,6 +54,9 @@ class LoRA(Method):
         assert isinstance(site, Projection | Embedding)
         return site.inputs if isinstance(site, Projection) else site.width
 
+    def reads(self, site: Sublayer) -> str | None:
+        return None
+
     def module(self, site: Site) -> ModuleCall:
         settings = (("scale", self.scale, 1), ("dropout", self.dropout, 0))
         unusual = tuple((name, value) for name, value, default in settings if value != default)

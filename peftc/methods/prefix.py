@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from peftc.graph.sites import Attention, Parameter, Site
+from peftc.graph.sites import Attention, Parameter, Site, Sublayer
 from peftc.methods.base import Cost, Method, ModuleCall, SharedModule
 from peftc.methods.gate import Gate
 
@@ -40,9 +40,8 @@ class Prefix(Method):
     def refusal(self, site: Site) -> str | None:
         if not isinstance(site, Attention):
             return f"a prefix joins the keys and values of an attention, not {site.name}: name attention"
-        if not site.whole:
-            written = f"{site.name} is written out with a softmax"
-            return f"{written}: there is no one call whose keys and values a prefix joins"
+        if isinstance(site.written, str):
+            return f"{site.name} is written out as products around a softmax, and {site.written}: no prefix can join it"
         return None
 
     def gate_refusal(self, gate: Gate, site: Site) -> str | None:
@@ -55,6 +54,9 @@ class Prefix(Method):
     def gate_width(self, site: Site) -> int:
         assert isinstance(site, Attention)
         return site.width
+
+    def reads(self, site: Sublayer) -> str | None:
+        return None
 
     def module(self, site: Site) -> ModuleCall:
         """The tables; or a slice of the trunk, whose `trunk` and `index` the plan knows."""

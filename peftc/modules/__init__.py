@@ -4,6 +4,7 @@ from peftc.modules.adapter import Adapter
 from peftc.modules.dtype import added
 from peftc.modules.gate import CentralGate, ConstantGate, MaskedGate, SequenceGate, TokenGate
 from peftc.modules.ia3 import IA3
+from peftc.modules.layout import prefix_like
 from peftc.modules.lora import LoRA, LoRAEmbedding
 from peftc.modules.prefix import Prefix, PrefixSlice, PrefixTrunk, beside_prefix, with_prefix
 
@@ -22,5 +23,6 @@ __all__ = [
     "TokenGate",
     "added",
     "beside_prefix",
+    "prefix_like",
     "with_prefix",
 ]

@@ -31,22 +31,41 @@ class PrefixTrunk(nn.Module):
     """layer -> its P_K and P_V, rows of W2 tanh(W1 E + b1) + b2.  Li and Liang 2021, arXiv:2101.00190.
 
     E (length, width), W1 (hidden, width), W2 (sum of rows, hidden); rows holds each layer's key and value width in
-    turn.  Only the rows of the layer that asks are computed.
+    turn.  Only the rows of the layer that asks are computed, from one hidden state for a whole forward of the model.
     """
 
     def __init__(self, length: int, width: int, hidden: int, rows: tuple[int, ...]) -> None:
         super().__init__()
         self.rows = rows
+        self.open = False
+        self.hidden: torch.Tensor | None = None
         self.E = nn.Parameter(torch.empty(length, width))
         self.W1 = nn.Parameter(torch.empty(hidden, width))
         self.b1 = nn.Parameter(torch.empty(hidden))
         self.W2 = nn.Parameter(torch.empty(sum(rows), hidden))
         self.b2 = nn.Parameter(torch.empty(sum(rows)))
 
+    def once_per_forward(self, model: nn.Module) -> None:
+        """Keep the hidden state while the model's forward runs."""
+        model.register_forward_pre_hook(self.begin)
+        model.register_forward_hook(self.end, always_call=True)
+
+    def begin(self, model: nn.Module, _: object) -> None:
+        """Checkpointing runs layers again behind the forward: each makes its own then, or where the model does not say."""
+        marks = [getattr(module, "gradient_checkpointing", None) for module in model.modules()]
+        self.open = not model.training or (False in marks and True not in marks)
+        self.hidden = None
+
+    def end(self, *_: object) -> None:
+        self.open, self.hidden = False, None
+
     def forward(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         start, widths = sum(self.rows[: 2 * index]), self.rows[2 * index : 2 * index + 2]
         mine = slice(start, start + sum(widths))
-        hidden = torch.tanh(nn.functional.linear(self.E, self.W1, self.b1))
+        hidden = self.hidden
+        if hidden is None or (torch.is_grad_enabled() and not hidden.requires_grad):
+            hidden = torch.tanh(nn.functional.linear(self.E, self.W1, self.b1))
+            self.hidden = hidden if self.open else None
         key, value = torch.split(nn.functional.linear(hidden, self.W2[mine], self.b2[mine]), list(widths), dim=-1)
         return key, value
 
@@ -86,7 +105,7 @@ def with_prefix(
     length, queries = prefix[0].shape[0], query.shape[2]
 
     def joined(table: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        table = table.unflatten(-1, (heads, -1)).transpose(0, 1)[None]
+        table = table.to(states.device).unflatten(-1, (heads, -1)).transpose(0, 1)[None]
         table = table if gate is None else table * gate.reshape(-1, 1, 1, 1)
         return torch.cat([table.to(states.dtype).expand(batch, -1, -1, -1), states], dim=2)
 

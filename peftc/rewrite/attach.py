@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import fx
 
 from peftc.graph.editor import Editor, Gating
+from peftc.graph.sites import Trace
 from peftc.methods.base import ModuleCall
 from peftc.plan import PlacedGate, PlacedShared, Placement, Plan
 from peftc.rewrite.passes import copied
@@ -22,14 +23,14 @@ class Attach:
     name: ClassVar[str] = "attach"
 
     def run(self, program: Program) -> Program:
-        found: list[Body] = []
+        found: list[Joined] = []
         for body in program.bodies:
             groups: dict[Any, list[Edited]] = {}
             for path in body.paths:
                 edited = _edited(program.plan, body, path)
                 groups.setdefault(edited.shape(), []).append(edited)
-            found += [_joined(body, group) for group in groups.values()]
-        return replace(program, bodies=tuple(_named(found)))
+            found += [_joined(body, group, program.plan.trace) for group in groups.values()]
+        return replace(program, bodies=tuple(replace(j.body, name=_name(j, found)) for j in found))
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,11 +78,33 @@ def _sliced(call: ModuleCall, shared: PlacedShared, index: int) -> ModuleCall:
     return ModuleCall(call.name, (("trunk", shared.name), ("index", index), *call.arguments))
 
 
-def _joined(body: Body, group: Sequence[Edited]) -> Body:
+@dataclass(frozen=True, eq=False)
+class Joined:
+    """A body, and what was placed in each of its instances."""
+
+    body: Body
+    placements: tuple[Placement, ...]
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What it may be named for: its towers, whether it is all cross-attention, its methods."""
+        names = [placement.site.name for placement in self.placements]
+        cross = "Cross" if all(name.startswith("cross.") for name in names) else ""
+        methods = dict.fromkeys(placement.method.method for placement in self.placements)
+        return "".join(map(_camel, self.body.towers)), cross, "".join(map(_camel, methods))
+
+
+def _joined(body: Body, group: Sequence[Edited], trace: Trace) -> Joined:
     first = group[0]
     additions = tuple(Addition(n, {e.path: e.additions[n] for e in group}) for n in first.additions)
     paths = tuple(edited.path for edited in group)
-    return Body(body.name, body.unit, first.graph, paths, additions, tuple(summary(first.placements)))
+    towers = _towers(trace, paths) if len(trace.towers()) > 1 else ()
+    phrases = tuple(summary(first.placements))
+    return Joined(Body(body.name, body.unit, first.graph, paths, additions, phrases, towers), first.placements)
+
+
+def _towers(trace: Trace, paths: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(layer.tower for layer in trace.layers for path, _ in layer.units if path in paths))
 
 
 def summary(placements: Sequence[Placement]) -> Iterator[str]:
@@ -97,20 +120,15 @@ def summary(placements: Sequence[Placement]) -> Iterator[str]:
         yield f"{method.method} on {listed}{gate}"
 
 
-def _named(bodies: Sequence[Body]) -> Iterator[Body]:
-    """The unit's own name for its only variant; for several, a name that says what differs."""
-    for body in bodies:
-        alike = [b for b in bodies if b.unit.name == body.unit.name]
-        if len(alike) == 1:
-            yield body
-            continue
-        names = [body.unit.name + _words(b) for b in alike]
-        name = body.unit.name + _words(body)
-        number = [b for b, n in zip(alike, names, strict=True) if n == name].index(body) + 1
-        yield replace(body, name=name if names.count(name) == 1 else f"{name}{number}")
+def _name(own: Joined, joined: Sequence[Joined]) -> str:
+    """The unit's own name for its only variant; for several, with the words that tell them apart, or a number."""
+    alike = [j for j in joined if j.body.unit.name == own.body.unit.name]
+    differing = [position for position in range(len(own.words)) if len({j.words[position] for j in alike}) > 1]
+    names = [own.body.unit.name + "".join(j.words[position] for position in differing) for j in alike]
+    name = names[alike.index(own)]
+    number = [j for j, other in zip(alike, names, strict=True) if other == name].index(own) + 1
+    return name if names.count(name) == 1 else f"{name}{number}"
 
 
-def _words(body: Body) -> str:
-    """The methods of a body in camel case: `LoraPrefix`."""
-    methods = dict.fromkeys(phrase.split(" ", 1)[0] for phrase in body.summary)
-    return "".join(method.capitalize().replace("_", "") for method in methods)
+def _camel(text: str) -> str:
+    return "".join(word.capitalize() for word in text.split("_"))

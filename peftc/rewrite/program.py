@@ -24,7 +24,10 @@ class Addition:
 
 @dataclass(frozen=True, eq=False)
 class Body:
-    """One class of the artifact: a subclass of `unit.base` named `name`, whose forward is `graph`, used at `paths`."""
+    """One class of the artifact: a subclass of `unit.base` named `name`, whose forward is `graph`, used at `paths`.
+
+    `towers` has those that its paths lie in, where the model has several.
+    """
 
     name: str
     unit: Unit
@@ -32,6 +35,7 @@ class Body:
     paths: tuple[str, ...]
     additions: tuple[Addition, ...]
     summary: tuple[str, ...]
+    towers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from peftc.runtime.namespace import module_of
 
 M = TypeVar("M", bound=nn.Module)
 
-HOOKED = ("_old_forward", "_hf_hook")
+HOOK = "_hf_hook"  # where accelerate keeps what it does around a module's forward
 
 
 def attach(model: M, artifact: Artifact) -> M:
@@ -35,6 +35,7 @@ def attach(model: M, artifact: Artifact) -> M:
         )
     model.__class__ = compiled
     compiled.attach(model)
+    compiled.remember_base(model)
     if isinstance(model, PreTrainedModel):
         _CAN_RECORD_REGISTRY[model] = model._can_record_outputs  # what its constructor does, under the new class
     return model
@@ -79,12 +80,12 @@ def _obstacles(model: nn.Module) -> Iterator[Problem]:
         yield Problem(
             f"the peft library has changed this model: {_few(foreign)}", hint="merge or unload its adapters first"
         )
-    hooked = [
-        name or "the model" for name, module in model.named_modules() if any(key in vars(module) for key in HOOKED)
-    ]
-    if hooked:
+    modules = dict(model.named_modules())
+    hooked = {name for name, module in modules.items() if HOOK in vars(module)}
+    away = [name for name in sorted(hooked) if any(p.is_meta for p in modules[name].parameters(recurse=False))]
+    if away:
         hint = "attach first, then dispatch; or accelerate.hooks.remove_hook_from_submodules(model)"
-        yield Problem(f"accelerate's hooks hold the forwards of {_few(hooked)}: a new forward would not run", hint=hint)
+        yield Problem(f"accelerate has offloaded {_few(away)}: additions would have no place", hint=hint)
 
 
 def _has_base(module: nn.Module, name: str) -> bool:

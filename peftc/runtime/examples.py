@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from peftc.trace.calls import Recorded, Recording, record
-from peftc.trace.inputs import SCENARIOS, Point, Scenario
+from peftc.trace.feeds import Point
+from peftc.trace.inputs import SCENARIOS, Scenario
 from peftc.trace.repeats import Twins, twins
 
 UNSEEN = (Point(batch=1, length=5, past=3, source=8), Point(batch=4, length=9, past=8, source=6))
@@ -63,6 +64,8 @@ class Filler:
     def _tensor(self, value: torch.Tensor) -> torch.Tensor:
         if value.dtype == torch.bool:
             return self._mask(value)
+        if value.is_complex():
+            return torch.randn(value.shape, dtype=value.dtype, generator=self.generator)
         if not value.is_floating_point():
             return torch.zeros(value.shape, dtype=value.dtype)
         return torch.randn(value.shape, generator=self.generator).to(self.dtype)
@@ -75,14 +78,16 @@ class Filler:
         return torch.zeros(value.shape, dtype=self.dtype).masked_fill(~seen, torch.finfo(self.dtype).min)
 
 
-def real_module(module: nn.Module, seed: int, dtype: torch.dtype) -> nn.Module:
-    """A copy of a meta module on the CPU, its tensors drawn from a generator; the global one is left alone."""
-    real = copy.deepcopy(module).to_empty(device="cpu").to(dtype)
+def real_module(module: nn.Module, seed: int) -> nn.Module:
+    """A copy of a meta module on the CPU, its parameters drawn from a generator of their own, its buffers one or zero.
+
+    Buffers are masks, frequencies and variances: most random numbers are none of these.
+    """
+    real = copy.deepcopy(module).to_empty(device="cpu").float()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for tensor in [*real.parameters(), *real.buffers()]:
-            if tensor.is_floating_point():
-                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.2)
-            else:
-                tensor.zero_()
+        for parameter in real.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+        for buffer in real.buffers():
+            buffer.fill_(1 if buffer.is_floating_point() else 0)
     return real

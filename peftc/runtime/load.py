@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from peftc.emit.provenance import LOCK
+from peftc.emit.folder import LOCK
 from peftc.errors import PeftcError, Problem, raise_all
 from peftc.runtime.lock import changed, locked
 from peftc.runtime.namespace import module_of

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from peftc.emit.provenance import LOCK
+from peftc.emit.folder import LOCK
 from peftc.errors import PeftcError, Problem
 
 

@@ -14,6 +14,7 @@ from peftc.errors import Place, Problem
 from peftc.spec.document import Node, Step, shown
 
 _SHOWN = 100
+_ENTRY = "as in `method: lora`, or `preset: unipelt-apl`"
 _NO_NAME = "string_pattern_mismatch"
 _EXPECTED = {
     "int_type": "an integer",
@@ -76,17 +77,26 @@ def _complaint(path: tuple[Step, ...], details: list[ErrorDetails], root: Node, 
     if first["type"] == "missing":
         return Problem(f"the key {shown(path[-1])} is missing here", _opening(node.place))
     if first["type"] == "union_tag_not_found":
-        hint = "as in `method: lora`, or `preset: unipelt-apl`"
-        return Problem("an entry is a method or a preset", _opening(node.place), hint)
+        spaced = "; a space follows the colon" if any(":" in key for key in node.keys) else ""
+        return Problem("an entry is a method or a preset", _opening(node.place), _ENTRY + spaced)
     if first["type"] == "union_tag_invalid":
         return _unknown_method(first, node)
     if first["type"] == "literal_error":
         return _unknown_word(first, node)
     expected = list(dict.fromkeys(_EXPECTED[d["type"]] for d in details if d["type"] in _EXPECTED))
     if expected:
-        quotes = "in quotes it is text" if expected == ["text"] and isinstance(node.value, int | float) else None
-        return Problem(f"expected {' or '.join(expected)}, got {shown(node.plain())}", node.place, quotes)
+        message = f"expected {' or '.join(expected)}, got {shown(node.plain())}"
+        return Problem(message, node.place, _shaped(path, expected, node))
     return Problem(_sentence(first, node), node.place, _spelled(node) if first["type"] == _NO_NAME else None)
+
+
+def _shaped(path: tuple[Step, ...], expected: list[str], node: Node) -> str | None:
+    """A hint for a value of the wrong kind, where something can be said that the message does not say."""
+    if not path:
+        return "a spec has the keys name, base and methods"
+    if path[0] == "methods" and len(path) < 3:
+        return "each entry begins with a dash: `- method: lora`" if len(path) == 1 else _ENTRY
+    return "in quotes it is text" if expected == ["text"] and isinstance(node.value, int | float) else None
 
 
 def _spelled(node: Node) -> str | None:
@@ -105,7 +115,8 @@ def _unknown_method(detail: ErrorDetails, node: Node) -> Problem:
     tag = node.child("method") or node
     names = [name.strip(" '") for name in str(detail["ctx"]["expected_tags"]).split(",")]
     if not isinstance(tag.value, str):
-        return Problem(f"expected the name of a method, got {shown(tag.plain())}", tag.place)
+        hint = f"the methods are {', '.join(names)}"
+        return Problem(f"expected the name of a method, got {shown(tag.plain())}", tag.place, hint)
     return Problem(f"there is no method {shown(tag.value)}", tag.place, closest(tag.value, names, "the methods are"))
 
 

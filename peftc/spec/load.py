@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from difflib import get_close_matches
 from pathlib import Path
 
 import yaml
@@ -56,14 +57,25 @@ def load(path: str | Path) -> Spec:
             data = stream.read(FILE_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise PeftcError(f"cannot read {shown(file)}: {(reason or 'unreadable').lower()}") from None
+        message = f"cannot read {shown(file)}: {(reason or 'unreadable').lower()}"
+        raise PeftcError(Problem(message, hint=_near(Path(path)))) from None
     if len(data) > FILE_BYTES:
         raise PeftcError(f"{file} is larger than {FILE_BYTES // 1024} KiB, which no spec is")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise PeftcError(f"{file} is not UTF-8 text: byte {error.start} is 0x{data[error.start]:02x}") from None
+        message = f"{file} is not UTF-8 text: byte {error.start} is 0x{data[error.start]:02x}"
+        raise PeftcError(Problem(message, hint="a spec is a text file, in YAML")) from None
     return loads(text, file)
+
+
+def _near(path: Path) -> str | None:
+    """A hint: the spec that was probably meant, in a folder or beside a name that nothing has."""
+    folder = path if path.is_dir() else path.parent
+    found = sorted(str(near) for near in folder.glob("*.yaml")) if folder.is_dir() else []
+    if folder is path:
+        return f"name a file in it, as {found[0]}" if found else "a spec is a file"
+    return f"did you mean {near[0]}?" if (near := get_close_matches(str(path), found, 1, 0.75)) else None
 
 
 def loads(text: str, file: str = "<spec>") -> Spec:
@@ -88,7 +100,8 @@ class _Builder:
     def document(self) -> Node:
         root = self._composed()
         if root is None:
-            raise PeftcError(Problem(f"{self.file} is empty", hint="a spec needs name, base and methods"))
+            hint = "a spec needs name, base and methods"
+            raise PeftcError(Problem(f"{self.file} is empty", self._at(0, 0, 1), hint))
         return self._node(root, ())
 
     def _composed(self) -> yaml.Node | None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from peftc.errors import Problem
+from peftc.methods import METHODS
 from peftc.spec.complaints import closest
 from peftc.spec.document import Node, Plain, planted, shown
 
@@ -30,6 +31,7 @@ PRESETS: Mapping[str, tuple[Settings, ...]] = {
     "mam": _MAM,
 }
 _PAPERS = {"unipelt-ap": "2110.07577", "unipelt-apl": "2110.07577", "unipelt-aplb": "2110.07577", "mam": "2110.04366"}
+_METHODS = {str(method.model_fields["method"].default) for method in METHODS}
 _WHERE = ("layers", "towers")
 _REPLACES = {"bottleneck": "reduction"}
 
@@ -42,22 +44,39 @@ def expand(root: Node) -> tuple[Node, list[Problem]]:
     entries: list[Node] = []
     problems: list[Problem] = []
     for entry in methods.value:
-        name = entry.child("preset")
-        made, complaints = ([entry], []) if name is None else _entries(entry, name)
+        made, complaints = _made(entry)
         entries += made
         problems += complaints
     expanded = Node(tuple(entries), methods.place)
     return Node({**root.value, "methods": expanded}, root.place, root.keys), problems
 
 
+def _made(entry: Node) -> tuple[list[Node], list[Problem]]:
+    """What stands for an entry, and what is wrong with it; what is no preset stands for itself."""
+    name, method = entry.child("preset"), entry.child("method")
+    if name is not None:
+        return _entries(entry, name)
+    preset = str(method.value).lower().replace("_", "-") if method else ""
+    if method is None or preset not in PRESETS:
+        return [entry], []
+    hint = f"it is a preset: write `preset: {preset}`"
+    return [], [Problem(f"there is no method {shown(method.plain())}", method.place, hint)]
+
+
 def _entries(entry: Node, name: Node) -> tuple[list[Node], list[Problem]]:
     settings = PRESETS.get(name.value) if isinstance(name.value, str) else None
     if settings is None:
-        hint = closest(str(name.value), PRESETS, "the presets are")
-        return [], [Problem(f"there is no preset {shown(name.plain())}", name.place, hint)]
+        return [], [Problem(f"there is no preset {shown(name.plain())}", name.place, _meant(str(name.value)))]
     known = [str(part["method"]) for part in settings]
     problems = [problem for key in entry.keys if (problem := _misuse(entry, key, str(name.value), known))]
     return [_overridden(entry, planted(part, name.place), str(part["method"])) for part in settings], problems
+
+
+def _meant(name: str) -> str:
+    """A hint for what is no preset: it may be a method."""
+    if name.lower() in _METHODS:
+        return f"it is a method: write `method: {name.lower()}`"
+    return closest(name, PRESETS, "the presets are")
 
 
 def _misuse(entry: Node, key: str, preset: str, known: list[str]) -> Problem | None:

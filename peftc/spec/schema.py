@@ -175,11 +175,11 @@ def _layer_problem(node: Node | None) -> Problem | None:
     terms = value if isinstance(value, list) else [value]
     if node is None or not all(isinstance(term, str | int) and not isinstance(term, bool) for term in terms):
         return None
-    try:
-        for term in terms:
+    for position, term in enumerate(terms):
+        try:
             layers.check(str(term))
-    except layers.LayersError as error:
-        return Problem(str(error), node.place)
+        except layers.LayersError as error:
+            return Problem(str(error), node.nearest((position,)).place)
     return None
 
 

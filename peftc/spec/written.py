@@ -9,6 +9,8 @@ from typing import cast
 from peftc.spec.document import Plain
 from peftc.spec.schema import Spec
 
+WIDTH = 100
+
 _WORD = re.compile(r"[A-Za-z][A-Za-z0-9_./-]*")
 _TAKEN = {"true", "false", "null"}
 
@@ -16,7 +18,7 @@ _TAKEN = {"true", "false", "null"}
 def expanded(spec: Spec) -> str:
     """YAML that loads as the same spec, every entry a method: only what differs from the defaults is said."""
     base = cast("Plain", spec.base.model_dump(mode="json", exclude_none=True))
-    lines = [f"name: {spec.name}", f"base: {_value(base)}"]
+    lines = [f"name: {spec.name}", *_lines("base", base)]
     lines += [f"seed: {spec.seed}", f"dtype: {spec.dtype}", "methods:" if spec.methods else "methods: []"]
     for method in spec.methods:
         settings = {"method": method.method, **method.model_dump(mode="json", exclude_unset=True)}
@@ -28,6 +30,16 @@ def expanded(spec: Spec) -> str:
     if limits:
         lines.append(f"budget: {_value(limits)}")
     return "\n".join(lines) + "\n"
+
+
+def _lines(key: str, value: Plain) -> list[str]:
+    """A setting on one line where it fits, else what it holds on lines of their own."""
+    line = f"{_value(key)}: {_value(value)}"
+    if len(line) <= WIDTH or not isinstance(value, dict | list):
+        return [line]
+    if isinstance(value, list):
+        return [f"{_value(key)}:", *(f"  - {_value(item)}" for item in value)]
+    return [f"{_value(key)}:", *(f"  {below}" for name, item in value.items() for below in _lines(name, item))]
 
 
 def _value(value: Plain) -> str:

@@ -15,8 +15,9 @@ from peftc.graph.branches import base_forward
 from peftc.graph.sites import Embedding, Parameter, Projection, Trace, Unit
 from peftc.trace.inputs import is_causal
 from peftc.trace.layers import fingerprint, layers
-from peftc.trace.model import build, skeleton
+from peftc.trace.model import UNBUILT, build, skeleton, smaller
 from peftc.trace.probes import installed
+from peftc.trace.reach import reached
 from peftc.trace.units import observe
 from peftc.trace.values import TraceFailure
 from peftc.trace.views import is_norm
@@ -36,18 +37,26 @@ def trace_model(model: nn.Module) -> Trace:
     return _trace(skeleton(model), probed)
 
 
+def trace_smaller(model: PreTrainedModel, sizes: Mapping[str, int]) -> Trace:
+    """A model of the same class with some integers of its config replaced; PeftcError where it does not run so."""
+    try:
+        return _trace(smaller(model, sizes), lambda: False)
+    except UNBUILT as error:
+        raise PeftcError(f"{type(model).__name__} does not run at other sizes: {error}") from error
+
+
 def _trace(model: nn.Module, causal: Callable[[], bool]) -> Trace:
     try:
         observed = observe(model)
         with installed(causal) as session:
-            found = layers(model, observed, session)
+            found, untraced = layers(model, observed, session)
     except TraceFailure as failure:
         raise PeftcError(f"{type(model).__name__} cannot be traced: {failure}") from failure
     units = tuple(dict.fromkeys(unit for layer in found for _, unit in layer.units))
     inside = tuple(f"{layer.path}." for layer in found)
     names = tuple(name for name, _ in model.named_modules() if name)
     others = tuple(_single(model, name) for name in names if not name.startswith(inside) and _is_single(model, name))
-    return Trace(model, units, found, others, parameters(model), names)
+    return Trace(model, units, found, others, parameters(model), names, untraced)
 
 
 def _is_single(model: nn.Module, name: str) -> bool:
@@ -96,10 +105,11 @@ def parameters(model: nn.Module) -> Mapping[str, Parameter]:
         names.setdefault(id(parameter), []).append(name)
     prefix = getattr(model, "base_model_prefix", "")
     body = f"{prefix}." if prefix and getattr(model, prefix, model) is not model else ""
-    found = {}
-    for same in names.values():
+    found, carrying = {}, {id(parameter) for parameter in reached(model)}
+    for key, same in names.items():
         first = next((n for n in same if n.startswith(body)), same[0])
         owner, _, leaf = first.rpartition(".")
         norm, shape = is_norm(model.get_submodule(owner)), tuple(model.get_parameter(first).shape)
-        found[first] = Parameter(first, shape, leaf.endswith("bias"), norm, not first.startswith(body), tuple(same))
+        bias, head = leaf.endswith("bias") and key in carrying, not first.startswith(body)
+        found[first] = Parameter(first, shape, bias, norm, head, tuple(same))
     return found

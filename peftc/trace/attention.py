@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import fx
 
 from peftc.graph import dataflow
 from peftc.graph.branches import SelfReference, lookup
-from peftc.graph.sites import Attention, Projection, Site
+from peftc.graph.sites import Attention, Projection, Site, Written
 from peftc.trace.probes import SDPA
 from peftc.trace.views import View, output_projection, parameter_behind, projection, read_by, width_of
+from peftc.trace.written import Found, attentions, joint
 
 
 @dataclass(frozen=True)
@@ -27,43 +26,15 @@ class AttentionCall:
     value: fx.Node
     mask: fx.Node | None
     causal: bool
-    whole: bool = True
+    written: Found | None = None
 
 
 def attention_calls(view: View) -> list[AttentionCall]:
     """Every call of the attention interface or of torch's own attention; else every softmax between two products."""
-    return _whole_calls(view) or list(_written_out(view))
-
-
-def _written_out(view: View) -> Iterator[AttentionCall]:
-    """query key', softmax, times value: an attention in the module's own words, which has no one node for a prefix."""
-    for node in view.graph.nodes:
-        if not _is_softmax(view, node):
-            continue
-        scores = dataflow.upstream(view.flow, node, _is_product)
-        sums = dataflow.downstream(view.flow, node, _is_product)
-        if len(scores) != 1 or len(sums) != 1:
-            continue
-        query, key = _tensors(scores[0])[-2:]
-        weights, value = _tensors(sums[0])[-2:]
-        if weights is node or node in dataflow.reached(view.flow.reverse(), weights):
-            yield AttentionCall(sums[0], query, key, value, None, is_causal(view, None), whole=False)
-
-
-def _is_softmax(view: View, node: fx.Node) -> bool:
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    value = node.meta.get("value", (None,))[0]
-    is_module = type(view.called(node)).__name__ == "Softmax"
-    return (name == "softmax" or is_module) and isinstance(value, torch.Tensor) and value.dim() == 4
-
-
-def _is_product(node: fx.Node) -> bool:
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return name in ("matmul", "bmm", "baddbmm", "__matmul__")
-
-
-def _tensors(node: fx.Node) -> list[fx.Node]:
-    return [a for a in node.args if isinstance(a, fx.Node) and dataflow.holds_tensor(a)]
+    return _whole_calls(view) or [
+        AttentionCall(found.total, found.query, found.key, found.value, None, is_causal(view, None), found)
+        for found in attentions(view)
+    ]
 
 
 def _whole_calls(view: View) -> list[AttentionCall]:
@@ -115,29 +86,40 @@ def attention_sites(view: View) -> list[Site]:
         if any(p is None for p in parts):
             continue
         q, k, v = (p for p in parts if p is not None)
-        cross = "cross." if read_by(view, q.node) is not read_by(view, k.node) else ""
+        x = _shared_input(view, q, k)
+        cross = "" if x else "cross."
         mask = None if cross else parameter_behind(view, call.mask)
         causal = call.causal and not cross
         found += [replace(p, name=cross + n, causal=causal, mask=mask) for n, p in zip("qkv", (q, k, v), strict=True)]
         outputs = output_projection(view, call.node)
         found += [replace(o, name=f"{cross}o", causal=causal, mask=mask) for o in outputs]
-        found.append(replace(_attention(view, call, q, cross), causal=causal, mask=mask))
+        found.append(replace(_attention(view, call, x or read_by(view, q.node), cross), causal=causal, mask=mask))
     return found
 
 
-def _attention(view: View, call: AttentionCall, q: Projection, cross: str) -> Attention:
-    key, value = (n.meta["value"][0].shape for n in (call.key, call.value))
-    x = read_by(view, q.node)
+def _shared_input(view: View, q: Projection, k: Projection) -> fx.Node | None:
+    """The last value that both query and key are made from; None where the keys are another sequence's."""
+    readers = [read_by(view, part.node) for part in (q, k)]
+    behind = [dataflow.reached(view.flow.reverse(copy=False), x) for x in readers]
+    return max(behind[0] & behind[1], default=None)
+
+
+def _attention(view: View, call: AttentionCall, x: fx.Node, cross: str) -> Attention:
+    written = joint(view, call.written, x) if call.written else None
+    if isinstance(written, Written):
+        heads, key_width, value_width = written.heads, written.key_width, written.value_width
+    else:
+        heads, key_width = call.key.meta["value"][0].shape[1], call.key.meta["value"][0].shape[-1]
+        value_width = call.value.meta["value"][0].shape[-1]
     return Attention(
         name=f"{cross}attention", node=call.node.name, key=call.key.name, value=call.value.name,
         mask_value=call.mask.name if call.mask is not None else None, input=x.name, width=width_of(x),
-        kv_heads=key[1], key_width=key[1] * key[3], value_width=value[1] * value[3], whole=call.whole,
+        kv_heads=heads, key_width=heads * key_width, value_width=heads * value_width, written=written,
     )  # fmt: skip
 
 
 def _part(view: View, argument: fx.Node) -> Projection | None:
-    """The nearest linear before an attention's argument, and the rows of it that arrive."""
+    """The nearest linear before an attention's argument, and the rows of it that arrive; of several, the largest."""
     nearest = [argument] if view.is_linear(argument) else dataflow.upstream(view.flow, argument, view.is_linear)
-    if len(nearest) != 1:
-        return None
-    return projection(view, nearest[0], dataflow.path(view.flow, nearest[0], argument))
+    parts = [projection(view, linear, dataflow.between(view.flow, linear, argument)) for linear in nearest]
+    return max(parts, key=lambda part: part.outputs, default=None)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from transformers.models.auto import auto_factory, modeling_auto
+from typing import Any
+
+from transformers.models.auto import auto_factory, configuration_auto, modeling_auto
 
 
 def auto_classes(name: str, model_type: str) -> tuple[str, ...]:
@@ -16,6 +18,16 @@ def auto_classes(name: str, model_type: str) -> tuple[str, ...]:
             and name in _named(found, model_type)
         )
     )
+
+
+def model_types() -> tuple[str, ...]:
+    """Every model type that a config can name."""
+    return tuple(configuration_auto.CONFIG_MAPPING)
+
+
+def offers(auto: Any, model_type: str) -> bool:
+    """Whether an Auto class builds a model of this type."""
+    return bool(_named(auto, model_type))
 
 
 def _named(auto: type[auto_factory._BaseAutoModelClass], model_type: str) -> tuple[str, ...]:

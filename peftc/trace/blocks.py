@@ -13,9 +13,19 @@ from torch import fx, nn
 
 from peftc.graph import dataflow
 from peftc.graph.sites import Attention, Projection, Site, Sublayer
-from peftc.trace.views import View, find, is_norm, output_projection, parameter_behind, projection, read_by, width_of
+from peftc.trace.residual import adds_streams, joins, operands, origin, taken_in
+from peftc.trace.views import (
+    View,
+    find,
+    is_flat,
+    is_norm,
+    output_projection,
+    parameter_behind,
+    projection,
+    read_by,
+    width_of,
+)
 
-ADDS = (operator.add, operator.iadd, torch.add)
 MULTIPLIES = (operator.mul, operator.imul, torch.mul)
 
 
@@ -34,17 +44,18 @@ class AttentionSeen:
 def block_sites(view: View, inner: Mapping[str, tuple[View, list[Site]]], own: list[Site]) -> list[Site]:
     """o, the sublayers, and the feed-forward's projections of a block; `inner` are its attention units by path."""
     seen = [*_inner_attentions(view, inner), *_own_attentions(view, own)]
+    attends = {attention.node for attention in seen}
     found: list[Site] = []
     for attention in seen:
         cross = attention.name.removesuffix("attention")
         causal, mask = attention.causal and not cross, None if cross else attention.mask
         outputs = [] if attention.projects else list(output_projection(view, attention.node))
         found += [replace(o, name=f"{cross}o", causal=causal, mask=mask) for o in outputs]
-        sublayer = _sublayer(view, attention.node, attention.input, f"{cross}attention_output")
+        sublayer = _sublayer(view, attention.node, attention.input, attends, f"{cross}attention_output")
         found += [replace(sublayer, causal=causal, mask=mask)] if sublayer else []
     causal, mask = any(a.causal for a in seen), next((a.mask for a in seen if a.mask), None)
     taken = {s.node for s in (*found, *own) if isinstance(s, Projection)}
-    return [*found, *(replace(s, causal=causal, mask=mask) for s in _feed_forward(view, taken))]
+    return [*found, *(replace(s, causal=causal, mask=mask) for s in _feed_forward(view, taken, attends))]
 
 
 def _inner_attentions(view: View, inner: Mapping[str, tuple[View, list[Site]]]) -> Iterator[AttentionSeen]:
@@ -81,61 +92,68 @@ def _node(value: Any) -> fx.Node | None:
 
 def _bound(module: nn.Module, node: fx.Node) -> Mapping[str, Any]:
     kwargs = {k: v for k, v in node.kwargs.items() if k != "**"}
-    return inspect.signature(type(module).forward).bind(module, *node.args, **kwargs).arguments
+    return inspect.signature(type(module).forward).bind_partial(module, *node.args, **kwargs).arguments
 
 
-def _sublayer(view: View, start: fx.Node, x: fx.Node, name: str) -> Sublayer | None:
+def _sublayer(view: View, start: fx.Node, x: fx.Node, attends: set[fx.Node], name: str) -> Sublayer | None:
     """The tensor that leads from `start` into the next residual sum."""
-    sums = dataflow.downstream(view.flow, start, lambda n: n.target in ADDS and _two_streams(n))
+    sums = dataflow.downstream(view.flow, start, lambda n: joins(view, n, attends))
     if not sums:
         return None
-    total = sums[0]
-    operands = [a for a in total.args if isinstance(a, fx.Node)]
     reached = dataflow.reached(view.flow, start)
-    outputs = [a for a in operands if a in reached]
-    if len(operands) != 2 or len(outputs) != 1:
-        return None
-    output = outputs[0]
-    residual = operands[1] if operands[0] is output else operands[0]
+    outputs = [a for a in operands(sums[0]) if a in reached]
+    return _made(view, sums[0], outputs[0], x, name) if len(outputs) == 1 else None
+
+
+def _routed(view: View, attends: set[fx.Node]) -> Sublayer | None:
+    """A feed-forward that is no pair of projections: what the last residual sum takes in, if no attention made it."""
+    for total in reversed(view.graph.nodes):
+        output = taken_in(view, total)
+        if output is None:
+            continue
+        start = origin(view, total)
+        assert start is not None
+        way = dataflow.between(view.flow, start, output)
+        if attends.intersection(way):
+            return None
+        entry = [n for n in way if way[0] in view.flow.predecessors(n)]
+        x = entry[0] if len(entry) == 1 and is_norm(view.called(entry[0])) else way[0]
+        return _made(view, total, output, x, "ffn")
+    return None
+
+
+def _made(view: View, total: fx.Node, output: fx.Node, x: fx.Node, name: str) -> Sublayer:
+    residual = next(a for a in operands(total) if a is not output)
     return Sublayer(
         name=name, output=output.name, residual=residual.name, sum=total.name, norm=_post_norm(view, total),
-        input=x.name, width=width_of(output),
+        input=x.name, width=width_of(output), flat=is_flat(output),
     )  # fmt: skip
 
 
-def _two_streams(node: fx.Node) -> bool:
-    operands = [a for a in node.args if isinstance(a, fx.Node) and dataflow.holds_tensor(a)]
-    if len(operands) != 2:
-        return False
-    first, second = (o.meta["value"][0] for o in operands)
-    return bool(first.shape == second.shape) and first.dim() >= 3
-
-
 def _post_norm(view: View, total: fx.Node) -> str | None:
-    """The norm that alone reads a sum, or None."""
+    """The norm that alone reads a sum, or a view of it, or None."""
     readers = list(view.flow.successors(total))
+    while len(readers) == 1 and dataflow.is_move(readers[0]):
+        readers = list(view.flow.successors(readers[0]))
     if len(readers) != 1 or not is_norm(view.called(readers[0])):
         return None
     return readers[0].name
 
 
-def _feed_forward(view: View, taken: set[str]) -> list[Site]:
-    """ffn_gate, ffn_up, ffn_down and ffn: the last linear that another one feeds, and those that feed it."""
+def _feed_forward(view: View, taken: set[str], attends: set[fx.Node]) -> list[Site]:
+    """ffn_gate, ffn_up, ffn_down and ffn: the last linear that another feeds, and those that feed it; or ffn alone."""
     free = [n for n in view.linears() if n.name not in taken]
     for down in reversed(free):
-        feeding = dataflow.upstream(view.flow, down, lambda n: view.is_linear(n) or _two_streams_sum(n))
+        feeding = dataflow.upstream(view.flow, down, lambda n: view.is_linear(n) or adds_streams(n))
         linears = [n for n in feeding if n in free]
         if not linears or len(linears) != len(feeding):
             continue
         first = read_by(view, linears[0].name)
         projections = _named(view, down, linears)
-        sublayer = _sublayer(view, down, first, "ffn")
+        sublayer = _sublayer(view, down, first, attends, "ffn")
         return [*projections, *([sublayer] if sublayer else [])]
-    return []
-
-
-def _two_streams_sum(node: fx.Node) -> bool:
-    return node.target in ADDS and _two_streams(node)
+    whole = _routed(view, attends)
+    return [whole] if whole else []
 
 
 def _named(view: View, down: fx.Node, linears: list[fx.Node]) -> list[Projection]:
@@ -164,10 +182,10 @@ def _is_product(view: View, linears: list[fx.Node]) -> Any:
 
 def _branch(view: View, end: fx.Node, linears: list[fx.Node]) -> Projection:
     start = end if end in linears else dataflow.upstream(view.flow, end, lambda n: n in linears)[0]
-    return projection(view, start, dataflow.path(view.flow, start, end))
+    return projection(view, start, dataflow.between(view.flow, start, end))
 
 
 def _is_active(view: View, end: fx.Node, linears: list[fx.Node]) -> bool:
     """Whether a branch of a gated feed-forward passes an activation on its way from the linear."""
     start = end if end in linears else dataflow.upstream(view.flow, end, lambda n: n in linears)[0]
-    return any(not dataflow.is_move(n) for n in dataflow.path(view.flow, start, end)[1:])
+    return any(not dataflow.is_move(n) for n in dataflow.between(view.flow, start, end)[1:])

@@ -13,9 +13,13 @@ import torch
 from torch import nn
 from transformers.modeling_utils import AttentionInterface
 
-from peftc.trace.inputs import Point, Scenario, inputs
-from peftc.trace.probes import SDPA, patched, shapes_only
+from peftc.trace.feeds import Point
+from peftc.trace.inputs import Scenario, inputs
+from peftc.trace.meta import patched, shapes_only, values_as_zeros
+from peftc.trace.probes import SDPA
 from peftc.trace.repeats import Twins
+
+REFUSALS = (AssertionError, NotImplementedError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -35,37 +39,43 @@ class Recording:
 
 
 def record(model: nn.Module, scenario: Scenario, point: Point, twins: Twins) -> Recording | None:
-    """Run the model once as the scenario says; None where the model has no such scenario.
+    """Run the model once as the scenario says; None where the model has no such scenario, or refuses it.
 
-    A module whose twin has run in this call is not run again: it returns what its twin returned.
+    A module whose twin has run in this call on the same shapes is not run again: it returns what its twin returned.
     """
-    given = inputs(model, scenario, point, lambda: _recording(Recording(), twins))
-    if given is None:
-        return None
     recording = Recording()
-    with torch.no_grad(), _recording(recording, twins):
-        model(**given)
+    try:
+        given = inputs(model, scenario, point, lambda: _recording(Recording(), twins))
+        if given is None:
+            return None
+        with torch.no_grad(), _recording(recording, twins):
+            model(**given)
+    except REFUSALS:
+        if scenario.cache == "none":
+            raise
+        return None
     return recording
 
 
 @contextmanager
 def _recording(recording: Recording, twins: Twins) -> Iterator[None]:
     call, stack = nn.Module.__call__, []
-    returned: dict[nn.Module, Any] = {}
+    returned: dict[Any, Any] = {}
 
     def recorded(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         like = twins.get(module, module)
-        if like is not module and like in returned:
-            return returned[like]
-        if module not in recording.calls and any(True for _ in module.children()):
+        run = (like, *_shapes((args, kwargs))) if module in twins else None
+        if like is not module and run in returned:
+            return returned[run]
+        if module not in recording.calls and _is_unit(module):
             recording.calls[module] = bind(module, _snapshot(args), _snapshot(kwargs))
         stack.append(module)
         try:
             result = call(module, *args, **kwargs)
         finally:
             stack.pop()
-        if module in twins:
-            returned[module] = result
+        if like is module and run is not None:
+            returned[run] = result
         return result
 
     def attends(*args: Any, **kwargs: Any) -> Any:
@@ -90,12 +100,30 @@ def _recording(recording: Recording, twins: Twins) -> Iterator[None]:
 
     with ExitStack() as patches:
         patches.enter_context(shapes_only())
+        patches.enter_context(values_as_zeros())
         patches.enter_context(patched(nn.Module, "__call__", recorded))
         patches.enter_context(patched(nn.functional, "scaled_dot_product_attention", attends))
         patches.enter_context(patched(AttentionInterface, "get_interface", looked_up))
         for place in (nn.functional, torch, torch.Tensor):
             patches.enter_context(patched(place, "softmax", weighs(place.softmax)))
         yield
+
+
+def _is_unit(module: nn.Module) -> bool:
+    """Whether a module can be a unit: it has children, or a matrix of its own."""
+    weight = getattr(module, "weight", None)
+    return any(True for _ in module.children()) or (isinstance(weight, torch.Tensor) and weight.dim() == 2)
+
+
+def _shapes(value: Any) -> Iterator[tuple[int, ...]]:
+    """The shapes of all tensors in a value, in order."""
+    if isinstance(value, torch.Tensor):
+        yield tuple(value.shape)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _shapes(item)
+    elif isinstance(value, dict):
+        yield from _shapes(list(value.values()))
 
 
 def _snapshot(value: Any) -> Any:

@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
-from transformers.modeling_outputs import BaseModelOutput
 
+from peftc.trace.feeds import Feed, Point, feed, is_paired, parameters, zeros
 
-@dataclass(frozen=True)
-class Point:
-    """Example sizes: every dimension differs from the other point's.  `source` is the length of an encoder's input."""
-
-    batch: int
-    length: int
-    past: int
-    source: int
-
-
-POINTS = (Point(batch=2, length=7, past=6, source=9), Point(batch=3, length=11, past=5, source=13))
+META = torch.device("meta")
 
 
 @dataclass(frozen=True)
@@ -52,70 +41,69 @@ class Runner(Protocol):
 
 def inputs(model: nn.Module, scenario: Scenario, point: Point, run: Runner) -> dict[str, Any] | None:
     """The keyword arguments of one call; None where the model has no such scenario."""
-    names = inspect.signature(type(model).forward).parameters
+    names, reads = parameters(model), feed(model)
     if scenario.cache != "none" and not {"past_key_values", "use_cache"} <= set(names):
+        return None
+    if not scenario.mask and reads.mask is None:
         return None
     length = 1 if scenario.cache == "single" else point.length
     before = point.past if scenario.cache in ("filled", "single") else 0
-    given = _first(model, point, length, before, scenario.mask)
-    if before:
-        seen = _first(model, point, before, 0, scenario.mask)
-        with torch.no_grad(), run():
-            output = model(**seen, use_cache=True)
-        cache = getattr(output, "past_key_values", None)
-        if cache is None:
-            return None
-        _fill_all(cache)
-        given["past_key_values"] = cache
-        if getattr(output, "encoder_last_hidden_state", None) is not None:
-            given["encoder_outputs"] = BaseModelOutput(last_hidden_state=output.encoder_last_hidden_state)
+    now = replace(point, length=length)
+    given = _after(model, now, before, scenario.mask, run) if before else _given(model, reads, now, 0, scenario.mask)
+    if given is None:
+        return None
     return given | ({"use_cache": scenario.cache != "none"} if "use_cache" in names else {})
 
 
-def _first(model: nn.Module, point: Point, length: int, before: int, mask: bool) -> dict[str, Any]:
-    """Ids for what comes next, and a mask over that and what came before; with an encoder, ids and mask for both."""
-    names = list(inspect.signature(type(model).forward).parameters)[1:]
-    ids, masked = _roles(model, names)
-    paired = "decoder_input_ids" in names and getattr(model.config, "is_encoder_decoder", False)
-    given: dict[str, Any] = {ids: _ids(point.batch, point.source if paired else length)}
-    if mask and masked:
-        given[masked] = _ids(point.batch, point.source if paired else before + length) + 1
-    if paired:
-        given["decoder_input_ids"] = _ids(point.batch, length)
-        if mask and "decoder_attention_mask" in names:
-            given["decoder_attention_mask"] = _ids(point.batch, before + length) + 1
-    return given
+def _given(model: nn.Module, reads: Feed, point: Point, before: int, mask: bool) -> dict[str, Any]:
+    """What comes next, and a mask over that and what came before; with an encoder, ids and mask for both."""
+    given = reads.made(point, META, mask)
+    everything = zeros((point.batch, before + point.length), True, META) + 1
+    if not is_paired(model):
+        return given | ({str(reads.mask): everything} if before and mask and reads.mask else {})
+    given["decoder_input_ids"] = zeros((point.batch, point.length), True, META)
+    masked = mask and "decoder_attention_mask" in parameters(model)
+    return given | ({"decoder_attention_mask": everything} if masked else {})
+
+
+def _after(model: nn.Module, point: Point, before: int, mask: bool, run: Runner) -> dict[str, Any] | None:
+    """What comes after earlier tokens: ids, the cache of what a first run saw, and what an encoder said."""
+    reads = feed(model)
+    first = _given(model, reads, replace(point, length=before), 0, mask)
+    with torch.no_grad(), run():
+        cache = getattr(model(**first, use_cache=True), "past_key_values", None)
+    if cache is None:
+        return None
+    _fill_all(cache)
+    paired = is_paired(model)
+    given = _given(model, reads if paired else reads.later(), point, before, mask)
+    encoded = _encoded(model, given, run) if paired and "encoder_outputs" in parameters(model) else {}
+    return {**given, **encoded, "past_key_values": cache}
+
+
+def _encoded(model: Any, given: dict[str, Any], run: Runner) -> dict[str, Any]:
+    """What the model's own encoder makes of its part of the inputs, as generation computes it once."""
+    encoder = model.get_encoder()
+    own = {name: value for name, value in given.items() if name in parameters(encoder)}
+    with torch.no_grad(), run():
+        return {"encoder_outputs": encoder(**own)}
 
 
 def is_causal(model: nn.Module) -> bool:
     """Whether what comes last leaves all before it as it was: one forward of a loaded model on two pairs of ids."""
-    first = next(model.parameters())
-    if first.device.type == "meta":
+    device = next(model.parameters()).device
+    reads = None if device.type == "meta" else feed(model)
+    if reads is None or reads.ids is None:
         return False
-    ids, _ = _roles(model, list(inspect.signature(type(model).forward).parameters)[1:])
-    pair = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=first.device)
+    point = Point(batch=2, length=4, past=0, source=4)
+    pair = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=device)
     mode = model.training
     model.eval()
     with torch.no_grad():
-        answer = model(**{ids: pair})
+        answer = model(**reads.made(point, device, mask=False) | {reads.ids: pair})
     model.train(mode)
     states = answer if isinstance(answer, torch.Tensor) else answer[0]
     return bool(torch.allclose(states[0, :-1], states[1, :-1], rtol=1e-3, atol=1e-4))
-
-
-def _roles(model: nn.Module, names: list[str]) -> tuple[str, str | None]:
-    """The parameters for the ids and for the mask: by transformers' words, else the first and the second."""
-    if "input_ids" in names:
-        return "input_ids", "attention_mask" if "attention_mask" in names else None
-    parameters = inspect.signature(type(model).forward).parameters
-    main = getattr(model, "main_input_name", names[0])
-    ids = main if main in names else names[0]
-    others = [n for n in names if n != ids and parameters[n].default is None]
-    return ids, "attention_mask" if "attention_mask" in names else next(iter(others), None)
-
-
-def _ids(batch: int, length: int) -> torch.Tensor:
-    return torch.zeros(batch, length, dtype=torch.long, device="meta")
 
 
 def _fill_all(cache: Any) -> None:

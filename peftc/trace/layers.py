@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import fx, nn
 
-from peftc.graph.branches import LiftedFloat, LiftedInt, LiftedStr
+from peftc.graph.branches import LiftedFloat, LiftedInt, LiftedStr, given
 from peftc.graph.sites import Layer, Site, Unit
 from peftc.trace.attention import attention_sites
 from peftc.trace.blocks import block_sites
 from peftc.trace.probes import Session
-from peftc.trace.units import Observed, UnitTracer, layer_paths
+from peftc.trace.towers import layer_paths
+from peftc.trace.units import Observed, UnitTracer
+from peftc.trace.values import TraceFailure
 from peftc.trace.views import View
 
 
-def layers(model: nn.Module, observed: Observed, session: Session) -> tuple[Layer, ...]:
-    """Every layer of every tower, its units traced once per distinct forward."""
+def layers(model: nn.Module, observed: Observed, session: Session) -> tuple[tuple[Layer, ...], Mapping[str, str]]:
+    """Every layer of every tower, its units traced once per distinct forward; what stays as it is, and why."""
     towers = layer_paths(model, observed)
     blocks = [path for tower in towers for path in tower]
     attention = [path for path in observed.attending(model) if path not in blocks]
@@ -31,8 +33,9 @@ def layers(model: nn.Module, observed: Observed, session: Session) -> tuple[Laye
     for paths, tower in zip(towers, tower_names(towers, outer), strict=True):
         for index, path in enumerate(paths):
             within = tuple((p, u) for p, u in inner.items() if p.startswith(f"{path}."))
-            found.append(Layer(tower, index, path, (*within, (path, outer[path]))))
-    return tuple(found)
+            whole = ((path, outer[path]),) if path in outer else ()
+            found.append(Layer(tower, index, path, (*within, *whole)))
+    return tuple(found), units.untraced
 
 
 def tower_names(towers: Sequence[Sequence[str]], units: Mapping[str, Unit]) -> list[str]:
@@ -40,7 +43,7 @@ def tower_names(towers: Sequence[Sequence[str]], units: Mapping[str, Unit]) -> l
     if not towers:
         return []
     if len(towers) == 1:
-        causal = any(site.causal for site in units[towers[0][0]].sites)
+        causal = any(site.causal for path in towers[0] if path in units for site in units[path].sites)
         return ["decoder" if causal else "encoder"]
     split = [paths[0].split(".") for paths in towers]
     position = next(i for i, parts in enumerate(zip(*split, strict=False)) if len(set(parts)) > 1)
@@ -53,6 +56,7 @@ class _Units:
     observed: Observed
     leaves: frozenset[nn.Module]
     session: Session
+    untraced: dict[str, str] = field(default_factory=dict)
 
     def of(self, paths: Sequence[str], inner: Mapping[str, Unit]) -> list[Unit]:
         """The units of these modules: one per distinct forward."""
@@ -63,9 +67,12 @@ class _Units:
             groups.setdefault((self.observed.twins.get(module, module), within), []).append(path)
         found: list[Unit] = []
         for members in groups.values():
-            first, last = (fingerprint(self._tracer(p).sketch()) for p in (members[0], members[-1]))
-            alike = [members] if first == last else [[p] for p in members]
-            found += [self._unit(same, self._tracer(same[0]).graph(), inner) for same in alike]
+            try:
+                first, last = (fingerprint(self._tracer(p).sketch()) for p in (members[0], members[-1]))
+                alike = [members] if first == last else [[p] for p in members]
+                found += [self._unit(same, self._tracer(same[0]).graph(), inner) for same in alike]
+            except TraceFailure as failure:
+                self.untraced.update(dict.fromkeys(members, str(failure)))
         return _joined(found)
 
     def _tracer(self, path: str) -> UnitTracer:
@@ -115,5 +122,5 @@ def fingerprint(graph: fx.Graph) -> str:
         qualified = getattr(value, "__qualname__", None)
         return repr(value) if qualified is None else f"{value.__module__}.{qualified}"
 
-    rows = (f"{n.op} {text(n.target)} {text(n.args)} {text(n.kwargs)} {n.meta.get('guard', ())}" for n in graph.nodes)
+    rows = (f"{n.op} {text(n.target)} {text(n.args)} {text(given(n))} {n.meta.get('guard', ())}" for n in graph.nodes)
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()

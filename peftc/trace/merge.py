@@ -128,8 +128,8 @@ class _Merger:
         return Guard(condition, guard.branch)
 
     def _is_size(self, node: fx.Node) -> bool:
-        """A number that another trace knew as a constant: reading it is free, whatever the branch."""
-        return self.condition is None and isinstance(node.meta.get("value", (None,))[0], int)
+        """A number that another trace knew as a constant: reading or checking it is free, whatever the branch."""
+        return self.condition is None and (_is_number(node) or _is_check_of_sizes(node))
 
     def _copy(self, node: fx.Node, table: Table, args: Any, kwargs: Any) -> fx.Node:
         copy = self.graph.create_node(node.op, node.target, args, kwargs)
@@ -189,6 +189,16 @@ class _Merger:
 
     def _guarded(self, node: fx.Node) -> bool:
         return any(guard.condition == self.condition for guard in node.meta.get("guard", ()))
+
+
+def _is_number(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("value", (None,))[0], int)
+
+
+def _is_check_of_sizes(node: fx.Node) -> bool:
+    """A comparison of sizes that had to come out one way; where all of them were constants it did."""
+    compared = node.args[0] if node.target is assume else None
+    return isinstance(compared, fx.Node) and bool(compared.args) and all(map(_is_number, compared.all_input_nodes))
 
 
 def _mapped(value: Any, table: Table) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,10 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from peftc.errors import PeftcError
 
 DEEPEST = 1000
+UNBUILT = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, StrictDataclassError, TypeError,
+    ValueError,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from peftc.spec.schema import Base
@@ -54,7 +59,7 @@ def auto_class(task: str | None) -> Any:
     """The Auto class of a task: `causal-lm` is AutoModelForCausalLM; AutoModel without one."""
     if task is None:
         return transformers.AutoModel
-    spelled = {"lm": "LM", "seq2seq": "Seq2Seq"}
+    spelled = {"lm": "LM", "seq2seq": "Seq2Seq", "pretraining": "PreTraining"}
     name = "".join(spelled.get(word, word.capitalize()) for word in task.split("-"))
     found = getattr(transformers, f"AutoModelFor{name}", None)
     if found is None:
@@ -63,21 +68,35 @@ def auto_class(task: str | None) -> Any:
 
 
 def skeleton(model: nn.Module) -> nn.Module:
-    """A copy of a loaded model whose tensors are on the meta device; ties are kept."""
+    """A copy of a loaded model whose tensors are on the meta device; ties are kept, accelerate's hooks are not."""
     memo: dict[int, Any] = {}
     for tensor in [*model.parameters(), *model.buffers()]:
-        empty = torch.empty_like(tensor, device="meta")
+        empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")  # a quantised one is like no plain one
         is_parameter = isinstance(tensor, nn.Parameter)
         memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
-    return copy.deepcopy(model, memo).eval()
+    bare = copy.deepcopy(model, memo).eval()
+    for module in bare.modules():
+        if "_old_forward" in vars(module):
+            del module.forward, module._old_forward, module._hf_hook
+    return bare
 
 
 def from_config(config: PreTrainedConfig, task: str | None) -> PreTrainedModel:
     """The model that the task's Auto class makes of a config, on the meta device, ties resolved."""
+    return _on_meta(lambda: auto_class(task).from_config(config))
+
+
+def smaller(model: PreTrainedModel, sizes: Mapping[str, int]) -> PreTrainedModel:
+    """A model of the same class on the meta device, some integers of its config replaced."""
+    config = {**model.config.to_dict(), **sizes}
+    return _on_meta(lambda: type(model)(type(model.config).from_dict(config)))
+
+
+def _on_meta(build: Callable[[], PreTrainedModel]) -> PreTrainedModel:
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = auto_class(task).from_config(config)
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            model = build()
+    except UNBUILT as error:
         raise PeftcError(f"the base cannot be built: {_said(error)}") from error
     model.tie_weights()
     model.eval()

@@ -13,41 +13,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import masking_utils
-from transformers.integrations import moe
-from transformers.modeling_utils import AttentionInterface, PreTrainedModel
+from transformers.modeling_utils import AttentionInterface
 
-from peftc.graph.branches import LiftedFloat, LiftedInt, LiftedStr, lookup
-from peftc.trace.tracer import Tracer
+from peftc.graph.branches import LiftedFloat, LiftedInt, LiftedStr, attribute, lookup
+from peftc.trace.meta import patched, shapes_only
+from peftc.trace.tracer import Tracer, is_user
 from peftc.trace.values import Value
 
 FACTORIES = ("finfo", "arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "tensor", "zeros")
 SDPA = nn.functional.scaled_dot_product_attention
-
-
-@contextmanager
-def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """`owner.name = value` inside the block, and exactly what it was afterwards."""
-    missing = object()
-    before = vars(owner).get(name, missing)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        if before is missing:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, before)
-
-
-@contextmanager
-def shapes_only() -> Iterator[None]:
-    """Models that run on the meta device: no look at the values of masks or ids, no kernel without a shape rule."""
-    with ExitStack() as stack:
-        stack.enter_context(patched(masking_utils, "is_tracing", lambda tensor=None: True))
-        stack.enter_context(patched(moe, "_can_use_grouped_mm", lambda *tensors: False))
-        stack.enter_context(patched(PreTrainedModel, "warn_if_padding_and_no_attention_mask", lambda *given: None))
-        yield
 
 
 def attend(
@@ -141,20 +115,25 @@ def _get_interface(session: Session) -> Callable[..., Any]:
 
 
 def _factory(session: Session, make: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that torch does not dispatch on its arguments: a node where any of them is a proxy."""
+    """A function that torch does not dispatch on its arguments: a node where any is a proxy, or a tensor is made."""
 
     def traced(*args: Any, **kwargs: Any) -> Any:
         tracer = session.active
-        if tracer is None or not any(type(a) is Value for a in _flat((args, kwargs))):
+        if tracer is None or not (any(type(a) is Value for a in _flat((args, kwargs))) or _makes(make)):
             return make(*args, **kwargs)
         return tracer.create_proxy("call_function", make, args, kwargs)
 
     return traced
 
 
+def _makes(make: Callable[..., Any]) -> bool:
+    """Whether a model's own forward makes a tensor: torch's functions may make one for themselves."""
+    return make is not torch.finfo and is_user(sys._getframe(2).f_code)
+
+
 def _config_source(tracer: Tracer, owner: Any) -> str:
     path = tracer.paths.get(owner, "") if isinstance(owner, nn.Module) else ""
-    return f"self.{path}.config._attn_implementation" if path else "self.config._attn_implementation"
+    return attribute("self", ".".join(filter(None, (path, "config._attn_implementation"))))
 
 
 @contextmanager
@@ -165,7 +144,7 @@ def _lifted(unit: nn.Module) -> Iterator[None]:
         for name, value in list(vars(module).items()):
             if type(value) in (int, float) and not name.startswith("_"):
                 lifted: Any = LiftedInt(value) if type(value) is int else LiftedFloat(value)
-                lifted.source = ".".join(filter(None, ("self", path, name)))
+                lifted.source = attribute("self", ".".join(filter(None, (path, name))))
                 before.append((vars(module), name, value))
                 vars(module)[name] = lifted
     try:
@@ -202,7 +181,7 @@ def _isinstance(tracer: Tracer) -> Callable[..., bool]:
 
 
 def _leaf(tracer: Tracer, function: Callable[..., Any]) -> Callable[..., Any]:
-    """One node for a call on proxies; inlined where it is handed code to run, or attends inside."""
+    """One node for a call on proxies; inlined where it is handed code to run, attends, or drops out inside."""
 
     @functools.wraps(function)
     def traced(*args: Any, **kwargs: Any) -> Any:
@@ -211,7 +190,7 @@ def _leaf(tracer: Tracer, function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args, **kwargs)
         if any(type(a) is not Value and (isinstance(a, nn.Module) or callable(a)) for a in given):
             return function(*args, **kwargs)
-        if _attends(tracer, function, args, kwargs):
+        if _opens(tracer, function, args, kwargs):
             return function(*args, **kwargs)
         return tracer.create_proxy("call_function", function, args, kwargs)
 
@@ -219,15 +198,20 @@ def _leaf(tracer: Tracer, function: Callable[..., Any]) -> Callable[..., Any]:
     return traced
 
 
-def _attends(tracer: Tracer, function: Callable[..., Any], args: Any, kwargs: Any) -> bool:
-    """Whether a function runs an attention inside, seen by running it on the example values."""
+def _opens(tracer: Tracer, function: Callable[..., Any], args: Any, kwargs: Any) -> bool:
+    """Whether a function attends or drops out inside, seen by running it on the example values."""
     seen: list[bool] = []
 
-    def watch(*a: Any, **k: Any) -> Any:
-        seen.append(True)
-        return SDPA(*a, **k)
+    def watching(own: Callable[..., Any]) -> Callable[..., Any]:
+        def watch(*a: Any, **k: Any) -> Any:
+            seen.append(True)
+            return own(*a, **k)
 
-    with patched(nn.functional, "scaled_dot_product_attention", watch):
+        return watch
+
+    with ExitStack() as stack:
+        for name in ("scaled_dot_product_attention", "dropout"):
+            stack.enter_context(patched(nn.functional, name, watching(getattr(nn.functional, name))))
         tracer.evaluate_quietly(function, args, kwargs)
     return bool(seen)
 

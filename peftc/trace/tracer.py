@@ -16,6 +16,7 @@ import torch
 from torch import fx, nn
 
 from peftc.graph.branches import SelfReference, assume, enter, leave
+from peftc.trace.absent import absent
 from peftc.trace.values import EXTRA, Answer, Argument, Point, TraceFailure, Value, evaluate, fail, is_plain
 
 OWN = tuple(f"{folder}/" for folder in (Path(torch.__file__).parent, Path(__file__).parent))
@@ -32,6 +33,7 @@ class Tracer(fx.proxy.TracerBase):
         self.graph = fx.Graph()
         self.unit, self.leaves, self.against = unit, leaves, frozenset(against)
         self.paths = {module: path for path, module in unit.named_modules()}
+        self.kept: set[nn.Module] = set()
         self.paused = 0
         self.module_stack = OrderedDict()
         self.scope = fx.proxy.Scope("", None)
@@ -94,6 +96,7 @@ class Tracer(fx.proxy.TracerBase):
             return constant[0]
         node = self.graph.create_node(kind, target, lowered, keywords)
         node.meta.update(value=points, key=self._key(kind, target, lowered, frame), names=[])
+        node.meta["absent"] = absent(_caller(frame), keywords, self.paths)
         self._note_names(frame, None)
         return Value(node, self)
 
@@ -125,8 +128,10 @@ class Tracer(fx.proxy.TracerBase):
 
     def call_module(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A leaf stays a call; anything else is inlined, between markers that let it be folded again."""
-        if module not in self.paths:
+        if module not in self.paths and any(True for _ in module.parameters()):
             return fail(f"a call of a module outside the unit: {type(module).__name__}")
+        if module not in self.paths:
+            return type(module).forward(module, *args, **kwargs)
         path = self.paths[module]
         if module in self.leaves or not any(True for _ in module.children()) or _is_stacked(module):
             return self.create_proxy("call_module", path, args, kwargs)
@@ -137,8 +142,11 @@ class Tracer(fx.proxy.TracerBase):
         mark = self.create_proxy("call_function", enter, (path, args, kwargs), {})
         try:
             result = type(module).forward(module, *args, **kwargs)
+            if type(result) is Value and result.points[0] is None:
+                fail(f"{path} returns what is not there")
             self.create_proxy("call_function", leave, (path, result), {})
         except UNTRACEABLE:
+            self.kept.add(module)
             for node in reversed(list(self.graph.nodes)):
                 self.graph.erase_node(node)
                 if node is mark.node:
@@ -185,7 +193,7 @@ class Tracer(fx.proxy.TracerBase):
         """Remember which variables of the running forwards hold which proxies, outermost frame first."""
         walk: FrameType | None = frame
         while walk is not None and walk.f_code is not Tracer.trace.__code__:
-            if _is_user(walk.f_code):
+            if is_user(walk.f_code):
                 for name, value in walk.f_locals.items():
                     if type(value) is Value:
                         _prepend(value.node.meta["names"], name)
@@ -218,14 +226,21 @@ def _of_dtype(target: Any, args: tuple[Any, ...]) -> bool:
     return any(isinstance(a, fx.Node) and type(a.meta["value"][0]) is float for a in args)
 
 
-def _is_user(code: CodeType) -> bool:
+def is_user(code: CodeType) -> bool:
     """Whether a frame runs a model's code, not torch's or peftc's."""
     return not code.co_filename.startswith(OWN)
 
 
+def _caller(frame: FrameType) -> FrameType:
+    """The model's own frame that asked for a node."""
+    while not is_user(frame.f_code) and frame.f_back is not None:
+        frame = frame.f_back
+    return frame
+
+
 def _user_frames(frame: FrameType | None) -> Iterator[tuple[CodeType, Position]]:
     while frame is not None and frame.f_code is not Tracer.trace.__code__:
-        if _is_user(frame.f_code):
+        if is_user(frame.f_code):
             yield frame.f_code, _positions(frame.f_code)[frame.f_lasti // 2]
         frame = frame.f_back
 

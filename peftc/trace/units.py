@@ -14,12 +14,13 @@ from torch import fx, nn
 
 from peftc.graph.branches import assume, choose
 from peftc.trace.calls import Recorded, Recording, parameters, record
-from peftc.trace.inputs import POINTS, SCENARIOS, Scenario
+from peftc.trace.feeds import POINTS
+from peftc.trace.inputs import SCENARIOS, Scenario
 from peftc.trace.merge import merge, merged_by_decisions
 from peftc.trace.probes import Session
 from peftc.trace.repeats import Twins, twins
 from peftc.trace.tracer import UNTRACEABLE, Tracer
-from peftc.trace.values import Argument, TraceFailure
+from peftc.trace.values import Argument, Kept, TraceFailure
 
 TRAINING = "self.training"
 EAGER = 'self.config._attn_implementation == "eager"'
@@ -62,31 +63,6 @@ def observe(model: nn.Module) -> Observed:
     return Observed(recordings, alike)
 
 
-def layer_paths(model: nn.Module, observed: Observed) -> list[list[str]]:
-    """The repeated blocks that attend, one list per tower: elements of the outermost list around an attention."""
-    towers: dict[str, dict[str, None]] = {}
-    for path in observed.attending(model):
-        parts = path.split(".")
-        for end in range(1, len(parts) + 1):
-            parent = model.get_submodule(".".join(parts[: end - 1]))
-            if isinstance(parent, nn.ModuleList):
-                towers.setdefault(".".join(parts[: end - 1]), {})[".".join(parts[:end])] = None
-                break
-    return [list(paths) for paths in towers.values()] or _repeated(model, observed)
-
-
-def _repeated(model: nn.Module, observed: Observed) -> list[list[str]]:
-    """Without any attention: the outermost lists of modules that run and project something."""
-    lists = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    outer = [(p, m) for p, m in lists if not any(p.startswith(f"{other}.") for other, _ in lists)]
-    run = [(p, m) for p, m in outer if all(observed.calls(block) and _projects(block) for block in m)]
-    return [[f"{path}.{index}" for index in range(len(module))] for path, module in run if len(module)]
-
-
-def _projects(block: nn.Module) -> bool:
-    return any(isinstance(module, nn.Linear) for module in block.modules())
-
-
 @dataclass(frozen=True, eq=False)
 class UnitTracer:
     """Traces one module: `leaves` stay calls, `calls` are what it was seen to be called with."""
@@ -100,16 +76,29 @@ class UnitTracer:
         """One graph of the forward over every scenario seen, training and not."""
         if not self.calls:
             raise TraceFailure(f"{type(self.module).__name__} is never called")
+        try:
+            return self._whole()
+        except Kept as found:
+            return self._keeping(found).graph()
+
+    def sketch(self) -> fx.Graph:
+        """The graph of the first call alone: enough to tell two modules apart."""
+        try:
+            return self._once(_arguments(self.module, self.calls[0]), False, None)
+        except Kept as found:
+            return self._keeping(found).sketch()
+
+    def _keeping(self, found: Kept) -> UnitTracer:
+        """The same with more modules that stay calls: a merged graph has each of them inlined everywhere or nowhere."""
+        return replace(self, leaves=self.leaves | found.modules)
+
+    def _whole(self) -> fx.Graph:
         graph = self._merged(self._distinct(), self._attentions())
         for name in self._left_out():
             if self._matters(name):
                 default = _default(parameters(self.module)[name])
                 _check_default(graph, name, default, type(self.module).__name__)
         return graph
-
-    def sketch(self) -> fx.Graph:
-        """The graph of the first call alone: enough to tell two modules apart."""
-        return self._once(_arguments(self.module, self.calls[0]), False, None)
 
     def _attentions(self) -> tuple[str | None, ...]:
         """The attentions under which the forward itself goes different ways: the base's own, and eager."""
@@ -200,10 +189,15 @@ class UnitTracer:
         self.module.train(training)
         try:
             with attending_by(self.module, attention), self.session.tracing(tracer), torch.device("meta"):
-                return tracer.trace(arguments)
+                graph = tracer.trace(arguments)
+        except UNTRACEABLE as error:
+            raise TraceFailure(f"{type(self.module).__name__}: {error}") from error
         finally:
             for m, mode in before:
                 m.training = mode
+        if tracer.kept:
+            raise Kept(frozenset(tracer.kept))
+        return graph
 
 
 def dtype_decisions(graph: fx.Graph) -> list[Hashable]:

@@ -13,6 +13,7 @@ from torch import fx, nn
 from torch.fx.node import map_aggregate
 
 from peftc.graph.branches import SelfReference, assume, enter, leave
+from peftc.trace.meta import values_as_zeros
 
 EXTRA = "**"  # the key under which the unit's own **kwargs travel through a call
 Point = Any
@@ -22,6 +23,14 @@ PLAIN = (torch.Tensor, int, float, str, bool, type(None), torch.dtype, torch.dev
 
 class TraceFailure(Exception):
     """A forward that cannot be traced, and why."""
+
+
+class Kept(TraceFailure):
+    """Modules that could not be inlined in one trace: to be calls in every trace of their unit."""
+
+    def __init__(self, modules: frozenset[nn.Module]) -> None:
+        super().__init__(", ".join(type(m).__name__ for m in modules))
+        self.modules = modules
 
 
 @dataclass(frozen=True)
@@ -125,7 +134,8 @@ def evaluate(unit: nn.Module, kind: str, target: Any, args: Any, kwargs: Any, po
 
 def _apply(unit: nn.Module, kind: str, target: Any, values: tuple[Any, ...], named: dict[str, Any]) -> Point:
     if kind == "call_module":
-        return unit.get_submodule(target)(*values, **named)
+        with values_as_zeros():
+            return unit.get_submodule(target)(*values, **named)
     if kind == "get_attr":
         owner, _, name = target.rpartition(".")
         return getattr(unit.get_submodule(owner), name)

@@ -62,7 +62,7 @@ def is_norm(module: nn.Module | None) -> bool:
 
 
 def projection(view: View, node: fx.Node, way: list[fx.Node]) -> Projection:
-    """A linear, or the part of it whose features arrive at the end of a way."""
+    """A linear, or the part of it whose features arrive at the end of a way that starts at it."""
     module = view.called(node)
     assert module is not None
     assert isinstance(module.weight, torch.Tensor)
@@ -73,16 +73,19 @@ def projection(view: View, node: fx.Node, way: list[fx.Node]) -> Projection:
     return Projection(
         name="", module=str(node.target), node=node.name, output=node.name if whole else held.node.name,
         inputs=sizes[0], outputs=len(held.rows), rows=None if whole else held.rows,
-        dims=() if whole else held.dims, order=() if whole else held.order,
+        dims=() if whole else held.dims, order=() if whole else held.order, ones=() if whole else held.ones,
         bias=getattr(module, "bias", None) is not None,
-        transposed=not isinstance(module, nn.Linear) and tuple(module.weight.shape) == sizes,
+        transposed=not isinstance(module, nn.Linear) and tuple(module.weight.shape) == sizes, flat=is_flat(node),
     )  # fmt: skip
 
 
 def output_projection(view: View, node: fx.Node) -> Iterator[Projection]:
+    """The linear that alone comes first behind a node."""
     linears = dataflow.downstream(view.flow, node, view.is_linear)
-    if len(linears) == 1:
-        yield projection(view, linears[0], [linears[0]])
+    behind = {n for linear in linears for n in dataflow.reached(view.flow, linear) - {linear}}
+    first = [linear for linear in linears if linear not in behind]
+    if len(first) == 1:
+        yield projection(view, first[0], [first[0]])
 
 
 def read_by(view: View, name: str) -> fx.Node:
@@ -98,6 +101,12 @@ def find(graph: fx.Graph, name: str) -> fx.Node:
 
 def width_of(node: fx.Node) -> int:
     return int(node.meta["value"][0].shape[-1])
+
+
+def is_flat(node: fx.Node) -> bool:
+    """Whether batch and length are one axis."""
+    value = node.meta["value"][0]
+    return isinstance(value, torch.Tensor) and value.dim() == 2
 
 
 def parameter_behind(view: View, node: fx.Node | None) -> str | None:

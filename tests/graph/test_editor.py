@@ -38,7 +38,7 @@ def statements(graph: fx.Graph) -> list[str]:
     return lines
 
 
-def edited(layer: nn.Module, placements: Sequence[tuple[Method, str]]) -> tuple[fx.Graph, Editor]:
+def edited(layer: PostNorm | PreNorm, placements: Sequence[tuple[Method, str]]) -> tuple[fx.Graph, Editor]:
     graph = fx.Tracer().trace(layer)
     sites, editor = layer.sites(graph), Editor(graph)
     for method, at in placements:
@@ -49,7 +49,7 @@ def edited(layer: nn.Module, placements: Sequence[tuple[Method, str]]) -> tuple[
     return graph, editor
 
 
-def changes(layer: nn.Module, *placements: tuple[Method, str]) -> list[str]:
+def changes(layer: PostNorm | PreNorm, *placements: tuple[Method, str]) -> list[str]:
     """The statements that are new or read something else."""
     before = statements(fx.Tracer().trace(layer))
     return [line for line in statements(edited(layer, placements)[0]) if line not in before]
@@ -138,7 +138,7 @@ def randomised(module: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("layer", [PostNorm, PreNorm])
-def test_the_order_of_placements_is_free(layer: type[nn.Module]) -> None:
+def test_the_order_of_placements_is_free(layer: type[PostNorm | PreNorm]) -> None:
     x, mask = torch.randn(2, 5, 24), torch.zeros(2, 1, 1, 5)
     outputs = []
     for order in itertools.islice(itertools.permutations(PLACEMENTS), 0, None, 5039):
@@ -171,7 +171,8 @@ class Split(nn.Module):
         self.words = nn.Embedding(9, 6)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return self.qkv(self.words(ids)).view(2, -1, 2, 9)[..., 3:6]
+        part: torch.Tensor = self.qkv(self.words(ids)).view(2, -1, 2, 9)[..., 3:6]
+        return part
 
 
 def test_a_delta_takes_the_shape_of_its_part() -> None:
@@ -223,7 +224,7 @@ def test_a_plain_causal_call_gets_its_mask_from_the_prefix() -> None:
     assert statements(graph)[-1].endswith("(query, getitem, getitem_1, getitem_2, is_causal=False)")
 
 
-def unit(layer: nn.Module) -> Unit:
+def unit(layer: PostNorm | PreNorm) -> Unit:
     graph = fx.Tracer().trace(layer)
     return Unit("Layer", type(layer), graph, tuple(layer.sites(graph).values()), ("layers.0",))
 

@@ -15,14 +15,16 @@ from peftc.methods.base import Method, ModuleCall
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     weights = query @ key.transpose(2, 3) / query.shape[-1] ** 0.5
     weights = weights if mask is None else weights + mask
-    return (weights.softmax(-1) @ value).transpose(1, 2).flatten(2)
+    mixed: Tensor = (weights.softmax(-1) @ value).transpose(1, 2).flatten(2)
+    return mixed
 
 
 fx.wrap("attend")
 
 
 def heads(x: Tensor, count: int) -> Tensor:
-    return x.unflatten(-1, (count, -1)).transpose(1, 2)
+    apart: Tensor = x.unflatten(-1, (count, -1)).transpose(1, 2)
+    return apart
 
 
 class PostNorm(nn.Module):
@@ -38,7 +40,8 @@ class PostNorm(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         query, key, value = (heads(p(x), self.count) for p in (self.query, self.key, self.value))
         x = self.norm(self.dense(attend(query, key, value, mask)) + x)
-        return self.last(self.down(nn.functional.gelu(self.up(x))) + x)
+        out: Tensor = self.last(self.down(nn.functional.gelu(self.up(x))) + x)
+        return out
 
     def sites(self, graph: fx.Graph) -> dict[str, Site]:
         return _sites(graph, self, ("query", "key", "value"), norms=("norm", "last"), inputs=("x", "norm"))
@@ -58,19 +61,21 @@ class PreNorm(nn.Module):
         states = self.qkv(self.norm(x)).chunk(3, dim=-1)
         query, key, value = (heads(states[i], self.count) for i in range(3))
         x = self.dense(attend(query, key, value, mask)) + x
-        return self.down(nn.functional.gelu(self.up(self.last(x)), approximate="tanh")) + x
+        out: Tensor = self.down(nn.functional.gelu(self.up(self.last(x)), approximate="tanh")) + x
+        return out
 
     def sites(self, graph: fx.Graph) -> dict[str, Site]:
         return _sites(graph, self, ("getitem", "getitem_1", "getitem_2"), norms=(None, None), inputs=("norm", "last"))
 
 
 def _sites(
-    graph: fx.Graph, layer: nn.Module, qkv: Sequence[str], norms: Sequence[str | None], inputs: Sequence[str]
+    graph: fx.Graph, layer: PostNorm | PreNorm, qkv: Sequence[str], norms: Sequence[str | None], inputs: Sequence[str]
 ) -> dict[str, Site]:
     nodes = {node.name: node for node in graph.nodes}
     d, f = layer.down.out_features, layer.down.in_features
     fused = "qkv" in nodes
-    call, found = nodes["attend"], []
+    call = nodes["attend"]
+    found: list[Site] = []
     for i, (name, output) in enumerate(zip("qkv", qkv, strict=True)):
         rows = tuple(range(i * d, i * d + d)) if fused else None
         found.append(Projection(name, "qkv" if fused else output, "qkv" if fused else output, output, d, d, rows))
@@ -84,9 +89,7 @@ def _sites(
     return {site.name: site for site in found}
 
 
-def rewritten(
-    layer: nn.Module, methods: Sequence[Method], trunk: nn.Module | None = None, index: int = 0
-) -> fx.GraphModule:
+def rewritten(layer: PostNorm | PreNorm, methods: Sequence[Method]) -> fx.GraphModule:
     """The layer with these methods at their default sites (or `at`), one gate for each placement."""
     graph = fx.Tracer().trace(layer)
     sites, editor = layer.sites(graph), Editor(graph)
@@ -97,7 +100,7 @@ def rewritten(
                 method.rewrite(site, editor)
     graph.lint()
     for name, call in editor.additions.items():
-        layer.add_module(name, modules.PrefixSlice(trunk, index) if call.name == "PrefixSlice" else built(call))
+        layer.add_module(name, built(call))
     return fx.GraphModule(layer, graph)
 
 

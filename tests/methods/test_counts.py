@@ -24,7 +24,8 @@ def layer(d: int, f: int) -> dict[str, Site]:
     down = Projection("ffn_down", "down", "down", "down", f, d)
     attention = Attention("attention", "a", "k", "v", None, "x", d, d // 64, d, d)
     outputs = [Sublayer(name, name, "x", "sum", None, "x", d) for name in ("attention_output", "ffn")]
-    return {site.name: site for site in (*square, down, attention, *outputs)}
+    sites: list[Site] = [*square, down, attention, *outputs]
+    return {site.name: site for site in sites}
 
 
 def total(methods: Sequence[Method], d: int = 768, f: int = 3072, layers: int = 12, one_gate: bool = False) -> Cost:

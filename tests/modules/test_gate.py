@@ -24,7 +24,7 @@ MASKS = {
 }
 
 
-def pointwise(gate: torch.nn.Module) -> torch.Tensor:
+def pointwise(gate: modules.SequenceGate | modules.MaskedGate | modules.TokenGate) -> torch.Tensor:
     return torch.sigmoid(X @ gate.weight[0] + gate.bias)
 
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.hooks import ModelHook, add_hook_to_module  # type: ignore[import-untyped]
+from accelerate import cpu_offload  # type: ignore[import-untyped]
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import BertForSequenceClassification, BertModel
 
+import peftc
 from peftc.emit.artifact import Artifact
 from peftc.errors import PeftcError
 from peftc.methods.base import Cost
@@ -20,6 +21,7 @@ from peftc.report.budget import Budget
 from peftc.runtime import attach
 from tests.emit.bases import BERT, bert, gpt2, ids, llama, lora
 from tests.emit.programs import Written, body, written
+from tests.laws import spec
 
 PROGRAMS = pytest.mark.parametrize("program", [bert, gpt2, llama], ids=lambda p: p.__name__)
 
@@ -76,10 +78,10 @@ def untouched(model: nn.Module, message: str, made: Written | None = None) -> No
     assert before == {name: type(module) for name, module in model.named_modules()}
 
 
-def test_accelerate_hooks() -> None:
+def test_offloaded_by_accelerate() -> None:
     model = fresh(bert())
-    add_hook_to_module(model.bert.encoder.layer[0], ModelHook())
-    untouched(model, "hooks hold the forwards of bert.encoder.layer.0")
+    cpu_offload(model, torch.device("cpu"))
+    untouched(model, "accelerate has offloaded bert.embeddings.LayerNorm, .* and 27 more")
 
 
 def test_a_model_that_the_peft_library_changed() -> None:
@@ -87,6 +89,13 @@ def test_a_model_that_the_peft_library_changed() -> None:
     untouched(wrapped, "the peft library has changed")
     inner: Any = wrapped.base_model.model
     untouched(inner, "the peft library has changed")
+
+
+def test_where_no_gradients_are_kept() -> None:
+    model: Any = BertModel(BERT)
+    with torch.no_grad():
+        peftc.attach(model, spec([{"method": "lora", "rank": 2}]))
+    assert model.encoder.layer[0].attention.self.query_lora.A.requires_grad
 
 
 def test_another_class_or_depth() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import jsonschema
@@ -61,6 +62,15 @@ def test_expansion_of_everything() -> None:
     spec = loads(GOOD)
     assert loads(expanded(spec)).methods == spec.methods
     assert expanded(loads(expanded(spec))) == expanded(spec)
+
+
+def test_a_long_base_is_expanded_line_by_line() -> None:
+    layers = ["sliding_attention", "full_attention"] * 8
+    config = {"model_type": "x", "deep": {"id2label": {str(i): f"label {i}" for i in range(20)}}, "layer_types": layers}
+    spec = loads(f"name: x\nbase: {json.dumps({'config': config})}\nmethods: []\n")
+    text = expanded(spec)
+    assert max(map(len, text.splitlines())) <= 100
+    assert loads(text).base == spec.base
 
 
 def test_every_setting_is_described() -> None:

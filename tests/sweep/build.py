@@ -101,7 +101,8 @@ def tiny(kind: Type) -> PreTrainedModel:
     except Exception as error:
         raise Unbuilt(_said(error)) from error
     _enliven(model)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def _builder(kind: Type) -> Callable[[PreTrainedConfig], Any]:

@@ -116,5 +116,6 @@ def generated(model: PreTrainedModel, inputs: Inputs, *, cache: bool) -> tuple[t
         max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, use_cache=cache, return_dict_in_generate=True,
         output_logits=True, pad_token_id=0, eos_token_id=[1], bos_token_id=2, decoder_start_token_id=2,
     )  # fmt: skip
-    out: Any = model.generate(**given, generation_config=options)
+    generate: Any = model.generate
+    out = generate(**given, generation_config=options)
     return out.sequences, torch.stack(out.logits)

@@ -84,7 +84,7 @@ def tried(check: Callable[[], object]) -> Outcome:
             warnings.simplefilter("ignore")
             check()
     except PeftcError as error:
-        said = "; ".join(problem.message for problem in error.problems)
+        said = "; ".join(p.message + (f" ({p.hint})" if "not traced" in (p.hint or "") else "") for p in error.problems)
         return Outcome("none" if _absent(error) else "fails", f"PeftcError: {said}"[:400], _place(error))
     except Exception as error:
         return Outcome("fails", f"{type(error).__name__}: {' '.join(str(error).split())}"[:400], _place(error))
@@ -92,9 +92,12 @@ def tried(check: Callable[[], object]) -> Outcome:
 
 
 def _absent(error: PeftcError) -> bool:
-    """Whether the model has no such site at all, or no bias: the method has no place there."""
+    """Whether the model has no such site at all, or no bias: the method has no place there.
+
+    A site that is missing for want of a trace is a failure.
+    """
     said = re.compile(r"has no site|no layer has|finds nothing to train|has no layers")
-    return all(said.search(problem.message) for problem in error.problems)
+    return all(said.search(p.message) and "not traced" not in (p.hint or "") for p in error.problems)
 
 
 def _place(error: BaseException) -> str:

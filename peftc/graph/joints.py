@@ -1,0 +1,102 @@
+"""How learnt keys and values join an attention: one call, or products around a softmax."""
+
+from __future__ import annotations
+
+from operator import getitem
+from typing import TYPE_CHECKING
+
+import torch
+from torch import fx
+from torch.fx.node import Argument
+
+from peftc import modules
+from peftc.graph import dataflow, slots
+from peftc.graph.sites import Attention, Written
+
+if TYPE_CHECKING:
+    from peftc.graph.editor import Editor
+
+
+def join(edit: Editor, site: Attention, tables: fx.Node, gate: fx.Node | None) -> None:
+    """Let the attention, and nothing else, read the keys and values of `tables` before its own."""
+    if isinstance(site.written, Written):
+        _join_products(edit, site, site.written, tables, gate)
+    else:
+        _join_call(edit, site, tables, gate)
+
+
+def _join_call(edit: Editor, site: Attention, tables: fx.Node, gate: fx.Node | None) -> None:
+    call = edit.node(site.node)
+    key = edit.keys.get(site.name) or slots.matching(call, edit.edited(site.key))
+    states, causal = slots.read(call, key), slots.causal(call, site.causal)
+    options: dict[str, Argument] = {"causal": causal} if causal else {}
+    joined = edit.apply("with_prefix", *states, tables, *_given(gate), **options)
+    parts = [edit.insert("call_function", getitem, (joined, i)) for i in range(3)]
+    for part, before, name in zip(parts, states[1:], ("key", "value", "attention_mask"), strict=True):
+        edit.take_over(part, before)
+        if not (isinstance(before, fx.Node) and before.meta.get("names")):
+            part.meta["names"] = [name]
+    edit.comment(joined)
+    for name, bias in slots.biases(call, states):
+        wider = edit.apply("beside_prefix", bias, tables)
+        edit.take_over(wider, bias)
+        call.update_kwarg(name, wider)
+    slots.write(call, key, parts)
+    edit.keys[site.name] = parts[0]
+
+
+def _join_products(edit: Editor, site: Attention, written: Written, tables: fx.Node, gate: fx.Node | None) -> None:
+    """softmax([query P_K', scores]) [P_V; value]: the scores of P_K are scaled as the others are, and never masked."""
+    softmax, total = edit.node(written.softmax), edit.node(site.node)
+    scores, value = _tensors(softmax)[0], _tensors(total)[-1]
+    key_table, value_table = (edit.insert("call_function", getitem, (tables, i)) for i in range(2))
+    key_table.meta["names"], value_table.meta["names"] = ["prefix_key"], ["prefix_value"]
+    first = _scores(edit, written, key_table, gate)
+    wider = edit.insert("call_function", torch.cat, ((first, scores), -1), softmax)
+    _instead(edit, softmax, scores, wider, "scores")
+    edit.comment(wider)
+    for view in map(edit.node, written.views):
+        _resize(edit, view)
+    own = edit.insert("call_function", modules.prefix_like, (value_table, value, written.heads, *_given(gate)), total)
+    longer = edit.insert("call_function", torch.cat, ((own, value), -2), total)
+    _instead(edit, total, value, longer, "value")
+
+
+def _instead(edit: Editor, reader: fx.Node, old: fx.Node, new: fx.Node, name: str) -> None:
+    edit.take_over(new, old)
+    new.meta["names"] = old.meta.get("names") or [name]
+    reader.replace_input_with(old, new)
+
+
+def _scores(edit: Editor, written: Written, table: fx.Node, gate: fx.Node | None) -> fx.Node:
+    """The scores of the learnt keys, as the softmax reads them."""
+    product = edit.node(written.scores)
+    *added, _, key = _tensors(product)
+    keys = edit.apply("prefix_like", table, key, written.heads, *_given(gate), turned=True)
+    nothing = {bias: edit.insert("call_method", "new_zeros", (bias, 1)) for bias in added}
+    copies = {product.name: edit.again(product, {key: keys, **nothing})}
+    for step in written.copied:
+        copy = edit.again(edit.node(step.node), {edit.node(read): copies[image] for read, image in step.reads})
+        copies[step.node] = copy
+        if step.resized:
+            _resize(edit, copy)
+    for copy in copies.values():
+        copy.meta["names"] = ["prefix_scores"]
+    return copies[written.last]
+
+
+def _resize(edit: Editor, view: fx.Node) -> None:
+    """Let a view take the size of its last axis from what it views, which may be nothing at all."""
+    source, *given = view.args
+    sizes = list(given[0]) if isinstance(given[0], (tuple, list)) else given
+    assert isinstance(source, fx.Node)
+    sizes[-1] = edit.insert("call_method", "size", (source, -1), view)
+    view.args = (source, *sizes)
+
+
+def _tensors(node: fx.Node) -> list[fx.Node]:
+    return [n for n in node.all_input_nodes if dataflow.holds_tensor(n)]
+
+
+def _given(gate: fx.Node | None) -> tuple[fx.Node, ...]:
+    return () if gate is None else (gate,)

@@ -1,0 +1,202 @@
+"""One unit under every case: the base's own module, and the class that was emitted for it, on the same inputs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from peftc import modules
+from peftc.errors import Defect
+from peftc.plan import PlacedShared
+from peftc.rewrite.program import Body, Program
+from peftc.runtime.examples import Filler, Recordings, real_module
+from peftc.trace.calls import Recorded
+from peftc.trace.units import implementation
+
+TRIES = 30
+
+
+@dataclass(frozen=True)
+class Case:
+    """How a unit is run: training or not, the dtype, and eager or torch's own attention."""
+
+    training: bool
+    dtype: torch.dtype
+    eager: bool
+
+
+CASES = tuple(
+    Case(training, dtype, eager)
+    for training in (False, True)
+    for dtype, eager in ((torch.float32, False), (torch.float32, True), (torch.bfloat16, False))
+)
+
+
+@dataclass(frozen=True, eq=False)
+class UnitRun:
+    """The unit at one path of a program, with random weights, and the calls that its model makes to it."""
+
+    program: Program
+    body: Body
+    path: str
+    module: nn.Module
+    calls: Sequence[tuple[str, Recorded]]
+
+    @classmethod
+    def at(cls, program: Program, body: Body, path: str, found: Recordings) -> UnitRun:
+        meta = program.plan.trace.model.get_submodule(path)
+        return cls(program, body, path, real_module(meta, 7), tuple(found.calls(meta)))
+
+    @property
+    def exact(self) -> bool:
+        """Whether every method here claims to be the identity at initialisation."""
+        return all(p.method.identity_at_init for p in self.program.plan.placements if p.path == self.path)
+
+    def equal(self, emitted: ModuleType) -> int:
+        """Outputs and gradients of the emitted class without additions, against the base's; how often."""
+        for case in CASES:
+            base = self._real(case)
+            own = self._real(case)
+            own.__class__ = getattr(emitted, self.body.name)
+            for what, call in self.calls:
+                self._same(_run(base, call, case), _run(own, call, case), f"{what}, {case}")
+        return len(CASES) * len(self.calls)
+
+    def identity(self, emitted: ModuleType) -> int:
+        """Outputs of the emitted class whose additions have no effect, against the base's; they draw no dropout."""
+        cases = CASES[::3] if self.exact else CASES[:1]
+        for case in cases:
+            base, (own, _) = self._real(case), self._attached(emitted, case, neutral=True)
+            for addition in self.body.additions:
+                own.get_submodule(addition.name).eval()
+            for what, call in self.calls:
+                wanted, found = (_run(module, call, case)[0] for module in (base, own))
+                self._same(wanted, found, f"no effect, {what}, {case}", self.exact)
+        return len(cases) * len(self.calls)
+
+    def gradients(self, emitted: ModuleType) -> int:
+        """Which parameters get a gradient, once what trains has moved, where the emitted file says what trains.
+
+        At one point a relu may hide some: up to TRIES points are tried before a parameter counts as never reached.
+        """
+        says: Any = emitted
+        trains, planned, moved = set(says.trained_names()), set[str](), set[str]()
+        for attempt in range(TRIES):
+            own, owner = self._attached(emitted, CASES[0], neutral=False)
+            present = {f"{self.path}.{name}": p for name, p in own.named_parameters()} | dict(owner.named_parameters())
+            for name, parameter in present.items():
+                parameter.requires_grad_(name in trains)
+                if name in trains:
+                    _perturb(parameter, attempt)
+            _run(own, self.calls[attempt % len(self.calls)][1], CASES[0], freeze=False)
+            moved |= {name for name, p in present.items() if p.grad is not None and bool(p.grad.ne(0).any())}
+            planned = self._planned(present)
+            if moved >= planned:
+                break
+        if moved != planned:
+            raise Defect(f"{self.body.name}: gradients of {sorted(moved ^ planned)} are not as planned")
+        return attempt + 1
+
+    def _planned(self, present: Collection[str]) -> set[str]:
+        """Of these parameters, all that the base does not have, and what the plan selects."""
+        of_base = {f"{self.path}.{name}" for name, _ in self.module.named_parameters()}
+        selected = {name for selection in self.program.plan.selections for name in selection.names}
+        return {name for name in present if name in selected or name not in of_base}
+
+    def _real(self, case: Case) -> nn.Module:
+        module = copy.deepcopy(self.module).to(case.dtype).train(case.training)
+        config: Any = getattr(module, "config", None)
+        if config is not None:
+            config._attn_implementation = "eager" if case.eager else implementation(self.module)
+        return module
+
+    def _attached(self, emitted: ModuleType, case: Case, neutral: bool) -> tuple[nn.Module, nn.Module]:
+        """The unit with its additions, and the owner of what it shares with others."""
+        module: Any = self._real(case)
+        module.__class__ = getattr(emitted, self.body.name)
+        owner = nn.Module()
+        for shared in self._shared():
+            call = neutral_shared(shared) if neutral else shared.module.call
+            owner.add_module(shared.name, getattr(modules, call.name)(**dict(call.arguments)))
+        says: Any = emitted
+        before = set(module._modules)
+        module.attach(owner, dict(_numbers(says))[self.path])
+        for name in [n for n in module._modules if n not in before]:
+            _initialise(module.get_submodule(name), says)
+        _initialise(owner, says)
+        return module.to(case.dtype).train(case.training), owner.to(case.dtype)
+
+    def _shared(self) -> Iterator[PlacedShared]:
+        for shared in self.program.shared:
+            if any(member.path == self.path for member in shared.members):
+                yield shared
+
+    def _same(self, base: Any, own: Any, where: str, exact: bool = True) -> None:
+        for a, b in zip(_tensors(base), _tensors(own), strict=True):
+            if not (torch.equal(a, b) if exact else a.shape == b.shape and torch.allclose(a, b, rtol=1e-5, atol=1e-5)):
+                off = (a.float() - b.float()).abs().max().item()
+                raise Defect(f"{self.body.name} differs from {self.body.unit.base.__name__} by {off:.3g}: {where}")
+
+
+def neutral_shared(shared: PlacedShared) -> Any:
+    """The call that builds what is shared, without effect."""
+    call = shared.module.call
+    return shared.members[0].method.neutral(call) or call
+
+
+def _numbers(emitted: Any) -> Iterator[tuple[str, int | None]]:
+    for pattern in emitted.UNITS:
+        yield from emitted.expand(pattern)
+
+
+def _initialise(owner: nn.Module, emitted: Any) -> None:
+    with torch.no_grad():
+        for path, module in owner.named_modules():
+            initial: Any = getattr(module, "initial", None)
+            for name, parameter in module.named_parameters(recurse=False):
+                parameter.copy_(initial(name, emitted.Draw(f"{path}.{name}", parameter.shape)))
+
+
+def _perturb(parameter: nn.Parameter, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator).to(parameter.dtype))
+
+
+def _run(module: nn.Module, call: Recorded, case: Case, freeze: bool = True) -> tuple[Any, Any]:
+    """Outputs, and the gradients of the parameters, of one call on inputs that depend on the call alone."""
+    config: Any = getattr(module, "config", None)
+    fill = Filler(5, case.dtype, getattr(config, "_attn_implementation", "sdpa") == "eager")
+    named, extra = fill(dict(call.named)), fill(dict(call.extra))
+    module.zero_grad(set_to_none=True)
+    if freeze:
+        module.requires_grad_(True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        outputs = type(module).forward(module, **named, **extra)
+    _backward(_tensors(outputs))
+    return outputs, [p.grad for p in module.parameters() if p.grad is not None]
+
+
+def _backward(outputs: Iterable[torch.Tensor]) -> None:
+    total = sum((t.float() * _weights(t)).sum() for t in outputs if t.requires_grad)
+    if isinstance(total, torch.Tensor):
+        total.backward()
+
+
+def _weights(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.randn(tensor.shape, generator=torch.Generator().manual_seed(tensor.dim()))
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value.detach() if not value.requires_grad else value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _tensors(item)

@@ -1,0 +1,189 @@
+"""What a whole model reads: ids, pixels or sound, their sizes by its signature and its config."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from peftc.trace.meta import shapes_only, values_as_zeros
+
+REFUSALS = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+SOUNDS = ("input_features", "input_values")
+WINDOW, STRIDE = 400, 320  # samples of the first frame of a wave, and between two frames
+SHRINKS = 8  # frames that convolutions may make one of
+_FOUND: WeakKeyDictionary[nn.Module, Feed] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Point:
+    """Example sizes: every dimension differs from the other point's.
+
+    `source` is the length of an encoder's input, `image` the side of an image in sides that the config names.
+    """
+
+    batch: int
+    length: int
+    past: int
+    source: int
+    image: int = 1
+
+
+POINTS = (Point(batch=2, length=7, past=6, source=9), Point(batch=3, length=11, past=5, source=13, image=2))
+
+
+@dataclass(frozen=True)
+class Input:
+    """A tensor of a call: its parameter, its sizes at a point, whether it holds ids; the axis that a mask covers."""
+
+    name: str
+    shape: Callable[[Point], tuple[int, ...]]
+    is_ids: bool = False
+    axis: int | None = None
+
+
+@dataclass(frozen=True)
+class Feed:
+    """What a model is called with: its inputs, the mask over the first of them that has one, and constants."""
+
+    inputs: tuple[Input, ...]
+    mask: str | None = None
+    constants: Mapping[str, Any] = field(default_factory=dict)
+
+    def made(self, point: Point, device: torch.device, mask: bool) -> dict[str, Any]:
+        """The keyword arguments at a point: zeros, and a mask that hides nothing."""
+        given = {i.name: zeros(i.shape(point), i.is_ids, device) for i in self.inputs}
+        masked = next((i for i in self.inputs if i.axis is not None), None)
+        if mask and self.mask and masked is not None and masked.axis is not None:
+            sizes = (point.batch, masked.shape(point)[masked.axis])
+            given[self.mask] = zeros(sizes, True, device) + 1
+        return given | dict(self.constants)
+
+    def later(self) -> Feed:
+        """What generation reads once the first tokens are in the cache."""
+        return Feed(tuple(i for i in self.inputs if i.is_ids), self.mask)
+
+    @property
+    def ids(self) -> str | None:
+        """The parameter that takes ids."""
+        return next((i.name for i in self.inputs if i.is_ids), None)
+
+
+def zeros(sizes: tuple[int, ...], ids: bool, device: torch.device) -> torch.Tensor:
+    """A tensor of ids, or of floats."""
+    return torch.zeros(sizes, dtype=torch.long if ids else torch.float32, device=device)
+
+
+def feed(model: nn.Module) -> Feed:
+    """The first of what a model may read that it answers to, at both points."""
+    if model not in _FOUND:
+        _FOUND[model] = _answered(model, list(_candidates(model)))
+    return _FOUND[model]
+
+
+def _answered(model: nn.Module, candidates: list[Feed]) -> Feed:
+    """The only candidate, or the first that the model runs on; what it said to the first where it runs on none."""
+    if len(candidates) == 1:
+        return candidates[0]
+    refusals = []
+    for candidate in candidates:
+        try:
+            for point in POINTS:
+                _run(model, candidate, point)
+        except REFUSALS as refusal:
+            refusals.append(refusal)
+        else:
+            return candidate
+    raise refusals[0]
+
+
+def _run(model: nn.Module, candidate: Feed, point: Point) -> None:
+    device = next(model.parameters()).device
+    given = candidate.made(point, device, mask=True)
+    if is_paired(model):
+        given["decoder_input_ids"] = zeros((point.batch, point.length), True, device)
+    with torch.no_grad(), shapes_only(), values_as_zeros():
+        model(**given)
+
+
+def is_paired(model: nn.Module) -> bool:
+    """Whether a decoder reads ids of its own beside the encoder's input."""
+    return "decoder_input_ids" in parameters(model) and bool(getattr(model.config, "is_encoder_decoder", False))
+
+
+def parameters(model: nn.Module) -> list[str]:
+    """The names of a forward's parameters, self left out."""
+    return list(inspect.signature(type(model).forward).parameters)[1:]
+
+
+def _candidates(model: nn.Module) -> Iterator[Feed]:
+    """What the names of its parameters let a model read: more of it first."""
+    names, values = parameters(model), dict(_values(getattr(model, "config", None)))
+    mask = "attention_mask" if "attention_mask" in names else None
+    other = [*_pictures(names, values), *_sounds(names, values)]
+    constants = {name: True for name in ("interpolate_pos_encoding",) if name in names}
+    if not other:
+        ids, masked = _roles(model, names)
+        yield Feed((_ids(ids, is_paired(model)),), masked)
+        return
+    ids_too = [(_ids("input_ids", is_paired(model)),)] if "input_ids" in names else []
+    for first in (*ids_too, ()):
+        for sense in other:
+            yield Feed((*first, sense), mask, constants)
+            yield Feed((*first, sense), None)
+    yield from (Feed(alone, mask) for alone in ids_too)
+
+
+def _roles(model: nn.Module, names: list[str]) -> tuple[str, str | None]:
+    """The parameters for the ids and for the mask: by transformers' words, else the first and the second."""
+    if "input_ids" in names:
+        return "input_ids", "attention_mask" if "attention_mask" in names else None
+    parameters = inspect.signature(type(model).forward).parameters
+    main = getattr(model, "main_input_name", names[0])
+    ids = main if main in names else names[0]
+    others = [n for n in names if n != ids and parameters[n].default is None]
+    return ids, "attention_mask" if "attention_mask" in names else next(iter(others), None)
+
+
+def _ids(name: str, paired: bool) -> Input:
+    return Input(name, lambda p: (p.batch, p.source if paired else p.length), is_ids=True, axis=1)
+
+
+def _values(config: Any) -> Iterable[tuple[str, Any]]:
+    """Attributes of a config and of its parts; the outermost last, so that they win."""
+    for part in getattr(config, "sub_configs", ()):
+        yield from _values(getattr(config, part, None))
+    yield from ((k, v) for k, v in vars(config).items() if v is not None) if config is not None else ()
+
+
+def _pictures(names: list[str], values: Mapping[str, Any]) -> Iterator[Input]:
+    """Pixels of an image at several sizes, then at one; with frames before them where the config counts those."""
+    if "pixel_values" not in names:
+        return
+    side, channels = values.get("image_size", 224), values.get("num_channels", 3)
+    high, wide = side if isinstance(side, (list, tuple)) else (side, side)
+    frames = (values["num_frames"],) if "num_frames" in values else ()
+    yield Input("pixel_values", lambda p: (p.batch, *frames, channels, high * p.image, wide * p.image))
+    yield Input("pixel_values", lambda p: (p.batch, *frames, channels, high, wide))
+
+
+def _sounds(names: list[str], values: Mapping[str, Any]) -> Iterator[Input]:
+    """A wave, or its spectrum with the time first or last, of any length; then of the length that the config names."""
+    keys = ("num_mel_bins", "input_feat_per_channel", "feature_size", "feature_projection_input_dim", "input_dim")
+    bins = next((values[key] for key in keys if isinstance(values.get(key), int)), 80)
+    for name in (n for n in SOUNDS if n in names):
+        yield Input(name, lambda p: (p.batch, WINDOW + STRIDE * (p.source - 1)), axis=1)
+        yield Input(name, lambda p: (p.batch, SHRINKS * p.source, bins), axis=1)
+        yield Input(name, lambda p: (p.batch, bins, SHRINKS * p.source), axis=2)
+        for time in (2 * values.get("max_source_positions", 0), values.get("max_length", 0)):
+            yield Input(name, _of_length(bins, time), axis=2)
+            yield Input(name, _of_length(time, bins), axis=1)
+
+
+def _of_length(first: int, second: int) -> Callable[[Point], tuple[int, ...]]:
+    return lambda p: (p.batch, first, second)

@@ -1,0 +1,65 @@
+"""Models that run on the meta device: what they ask of values that are not there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch.distributions import Distribution
+from torch.fx.experimental import _config
+from transformers import masking_utils
+from transformers.integrations import moe
+from transformers.modeling_utils import PreTrainedModel
+
+READS = ("item", "__bool__", "__int__", "__float__", "__index__", "__format__")
+
+
+@contextmanager
+def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """`owner.name = value` inside the block, and exactly what it was afterwards."""
+    missing = object()
+    before = vars(owner).get(name, missing)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if before is missing:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Models that run on the meta device: no look at the values of masks or ids, no kernel without a shape rule."""
+    with ExitStack() as stack:
+        stack.enter_context(patched(masking_utils, "is_tracing", lambda tensor=None: True))
+        stack.enter_context(patched(moe, "_can_use_grouped_mm", lambda *tensors: False))
+        stack.enter_context(patched(PreTrainedModel, "warn_if_padding_and_no_attention_mask", lambda *given: None))
+        yield
+
+
+@contextmanager
+def values_as_zeros() -> Iterator[None]:
+    """A number that is read out of a meta tensor is zero, as the ids of the examples are; all is nonzero.
+
+    Only where nothing is traced: a number that a trace reads would become a constant.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(_config.patch(meta_nonzero_assume_all_nonzero=True))  # type: ignore[attr-defined]
+        stack.enter_context(patched(Distribution, "_validate_args", False))
+        for name in READS:
+            stack.enter_context(patched(torch.Tensor, name, _read(name)))
+        yield
+
+
+def _read(name: str) -> Any:
+    read = getattr(torch.Tensor, name)
+
+    def reading(tensor: torch.Tensor, *args: Any) -> Any:
+        is_number = tensor.device.type == "meta" and tensor.numel() == 1
+        return read(torch.zeros((), dtype=tensor.dtype, device="cpu") if is_number else tensor, *args)
+
+    return reading

@@ -1,0 +1,57 @@
+"""Which parameters of a model a gradient reaches: some only decide, as what corrects a router's choice of experts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from peftc.trace.feeds import POINTS, REFUSALS
+from peftc.trace.inputs import SCENARIOS, inputs
+from peftc.trace.meta import shapes_only, values_as_zeros
+
+
+def reached(model: nn.Module) -> set[nn.Parameter]:
+    """The parameters behind the outputs of a model on the meta device; all of them where its forward cannot be run."""
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        for parameter, _ in before:
+            parameter.requires_grad_(parameter.is_floating_point())
+        return set(_behind(list(_tensors(_answer(model)))))
+    except REFUSALS:
+        return {parameter for parameter, _ in before}
+    finally:
+        for parameter, flag in before:
+            parameter.requires_grad_(flag)
+
+
+def _answer(model: nn.Module) -> Any:
+    given = inputs(model, SCENARIOS[0], POINTS[0], nullcontext)
+    with torch.enable_grad(), shapes_only(), values_as_zeros():
+        return model(**given or {})
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
+
+
+def _behind(outputs: list[torch.Tensor]) -> Iterator[nn.Parameter]:
+    """The leaves of the autograd graph of some tensors."""
+    waiting = [output.grad_fn for output in outputs if output.grad_fn is not None]
+    seen: set[Any] = set(waiting)
+    while waiting:
+        function: Any = waiting.pop()
+        if hasattr(function, "variable"):
+            yield function.variable
+        following = {f for f, _ in function.next_functions if f is not None} - seen
+        seen |= following
+        waiting += following

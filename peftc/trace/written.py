@@ -1,0 +1,263 @@
+"""An attention in the module's own words: scores = query key', softmax, times value."""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+
+from peftc.graph import dataflow
+from peftc.graph.branches import choose
+from peftc.graph.sites import Copied, Written
+from peftc.trace.views import View
+
+PRODUCTS = frozenset({"matmul", "bmm", "baddbmm", "__matmul__"})
+PER_KEY = frozenset({"add", "iadd", "add_", "mul", "imul", "mul_"})  # with one number for each key they mask or bias it
+REDUCING = frozenset({"amax", "amin"})
+MASKING = frozenset({"where", "masked_fill", "masked_fill_"})
+SCALING = frozenset({
+    "sub", "truediv", "itruediv", "div", "div_", "neg", "float", "half", "to", "type", "type_as", "tanh", "clamp",
+    "clip", "max", "maximum", "min", "minimum", "dropout",
+}) | PER_KEY  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Found:
+    """The nodes of an attention: two products, the softmax between them, and what the products are of."""
+
+    scores: fx.Node
+    softmax: fx.Node
+    total: fx.Node
+    query: fx.Node
+    key: fx.Node
+    value: fx.Node
+
+
+def attentions(view: View) -> Iterator[Found]:
+    """Every softmax over the keys of one product, whose weights go into one other."""
+
+    def product(node: fx.Node) -> bool:
+        return is_product(view, node)
+
+    for node in view.graph.nodes:
+        if not _is_softmax(view, node):
+            continue
+        scores, sums = (step(view.flow, node, product) for step in (dataflow.upstream, dataflow.downstream))
+        if len(scores) != 1 or len(sums) != 1:
+            continue
+        factors, (weights, *value) = tensors(scores[0])[-2:], tensors(sums[0])[-2:]
+        if len(factors) == 2 and value and weights in dataflow.reached(view.flow, node):
+            yield Found(scores[0], node, sums[0], *factors, *value)
+
+
+def is_product(view: View, node: fx.Node) -> bool:
+    """A matrix product, by a function or by a module that does nothing else."""
+    if node.op == "call_module":
+        return _multiplies(view, node)
+    return dataflow.name_of(node) in PRODUCTS
+
+
+def tensors(node: fx.Node) -> list[fx.Node]:
+    return [n for n in node.all_input_nodes if dataflow.holds_tensor(n)]
+
+
+def joint(view: View, found: Found, x: fx.Node) -> Written | str:
+    """How learnt keys and values join an attention whose input is x; or the reason why they cannot."""
+    batch = tuple(value.shape[0] for value in x.meta["value"])
+    heads, others = (_heads(view, operand, batch) for operand in (found.key, found.value))
+    if heads is None or heads != others:
+        return "its keys and values are not (batch, heads, …) in both of its products"
+    if not _over_keys(view, found.softmax):
+        return "its softmax is not over the last axis"
+    chain = _Chain(view, found.scores)
+    weights = _weights(view, found)
+    reasons = [*map(chain.take, dataflow.between(view.flow, found.scores, found.softmax)[1:-1])]
+    reasons += [_unpassed(view, node, {found.softmax, *weights}) for node in weights]
+    if reason := next(filter(None, reasons), None):
+        return reason
+    key, value = (operand.meta["value"][0].shape for operand in (found.key, found.value))
+    last = chain.images[found.softmax.all_input_nodes[0]]
+    views = tuple(node.name for node in weights if _names_keys(node) and -1 not in node.args[-1:])
+    widths = (key[-2], value[-1])
+    return Written(found.scores.name, found.softmax.name, heads, *widths, tuple(chain.copied), last.name, views)
+
+
+def _weights(view: View, found: Found) -> list[fx.Node]:
+    """What becomes of the softmax's weights before and beside the second product."""
+    after = dataflow.reached(view.flow, found.softmax) - dataflow.reached(view.flow, found.total) - {found.softmax}
+    return sorted(node for node in after if node.op != "output")
+
+
+class _Chain:
+    """What lies between the scores and the softmax, as the scores of other keys would pass it.
+
+    A number for each key masks it or adds to it, and is nothing to the other keys; all else is done to them too.
+    """
+
+    def __init__(self, view: View, scores: fx.Node) -> None:
+        self.view = view
+        self.images: dict[fx.Node, fx.Node] = {scores: scores}
+        self.copied: list[Copied] = []
+
+    def take(self, node: fx.Node) -> str | None:
+        """Go through one more node; the reason if nothing is known of it."""
+        read = [n for n in node.all_input_nodes if n in self.images]
+        if not read or dataflow.name_of(node) in REDUCING:
+            return None  # one number for a query: nothing that is there for each key
+        images = {self.images[n] for n in read}
+        others = [n for n in tensors(node) if n not in self.images]
+        known = not others if node.target is choose else len(read) == 1 and self._is_known(node, read[0], others)
+        if not known or any(_changes(user) for n in read for user in n.users):
+            return f"its scores pass {dataflow.name_of(node)} on their way to the softmax"
+        if any(_from_the_end(n) for n in others):
+            return (
+                "its scores take a bias that is counted from the last key, which says nothing of keys before the first"
+            )
+        if len(images) == 1 and (node.target is choose or _is_mask(node, read[0], others)):
+            self.images[node] = images.pop()
+            return None
+        self.images[node] = node
+        self.copied.append(Copied(node.name, tuple((n.name, self.images[n].name) for n in read), _names_keys(node)))
+        return None
+
+    def _is_known(self, node: fx.Node, read: fx.Node, others: list[fx.Node]) -> bool:
+        if node.op == "call_module":
+            return _is_plain(self.view, node)
+        if _is_mask(node, read, others):
+            return True
+        if dataflow.name_of(node) in SCALING:
+            return not any(_per_key(n, node) for n in others)
+        return dataflow.is_move(node) and _keeps_last(node)
+
+
+def _is_mask(node: fx.Node, read: fx.Node, others: list[fx.Node]) -> bool:
+    """Whether a node masks the scores, or adds something to those of each key."""
+    name = dataflow.name_of(node)
+    if name in MASKING:
+        return read is not node.args[0] or name != "where"
+    return any(_per_key(n, node) for n in others) and (name in PER_KEY or (name == "sub" and node.args[0] is read))
+
+
+def _from_the_end(node: fx.Node) -> bool:
+    """Whether a tensor is the end of a longer one along the keys, as many as there are."""
+    while dataflow.is_move(node) and isinstance(node.args[0], fx.Node):
+        part = node.args[1] if node.target is operator.getitem else None
+        last = part[-1] if isinstance(part, tuple) else part
+        if isinstance(last, slice) and isinstance(last.start, fx.Node):
+            return True
+        node = node.args[0]
+    return False
+
+
+def _changes(node: fx.Node) -> bool:
+    """Whether a node changes its first argument in place, and what it returns is not read."""
+    return not node.users and dataflow.name_of(node).endswith("_") and dataflow.name_of(node) not in MASKING
+
+
+def _per_key(other: fx.Node, node: fx.Node) -> bool:
+    """Whether a tensor has more than one number along the keys."""
+    pairs = zip(other.meta["value"], node.meta["value"], strict=True)
+    return any(o.dim() > 0 and o.shape[-1] != 1 and n.shape[-1] != 1 for o, n in pairs)
+
+
+def _unpassed(view: View, node: fx.Node, weights: set[fx.Node]) -> str | None:
+    """The reason why the weights of more keys could not pass a node, or None."""
+    others = [n for n in tensors(node) if n not in weights]
+    scales = dataflow.name_of(node) in SCALING and not any(_per_key(n, node) for n in others)
+    moves = dataflow.is_move(node) and (_is_item(node) or _keeps_last(node))
+    if node.target is choose or not dataflow.holds_tensor(node) or _is_plain(view, node) or scales or moves:
+        return None
+    return f"its weights pass {dataflow.name_of(node)}"
+
+
+def _is_item(node: fx.Node) -> bool:
+    return node.target is operator.getitem and isinstance(node.args[1], int)
+
+
+def _is_plain(view: View, node: fx.Node) -> bool:
+    return isinstance(view.called(node), (nn.Dropout, nn.Identity))
+
+
+def _names_keys(node: fx.Node) -> bool:
+    """Whether a node is a view that names the size of the last axis."""
+    return dataflow.name_of(node) in ("view", "reshape")
+
+
+def _keeps_last(node: fx.Node) -> bool:
+    """Whether a move leaves the last axis as it is."""
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    before = source.meta["value"][0].shape
+    places = torch.arange(before[-1]).expand(before).contiguous()
+    after = dataflow.moved(node, {source: places})
+    return isinstance(after, torch.Tensor) and after.shape[-1] == before[-1] and bool((after == places[0, 0]).all())
+
+
+def _heads(view: View, operand: fx.Node, batch: tuple[int, ...]) -> int | None:
+    """The number of heads of (batch, heads, …), or of (batch * heads, …) with the heads of one example together."""
+    shape = _dims(operand)
+    sizes = tuple(value.shape[0] for value in operand.meta["value"])
+    if len(shape) == 4:
+        return shape[1] if sizes == batch else None
+    heads = sizes[0] // batch[0]
+    if len(shape) != 3 or sizes != tuple(heads * examples for examples in batch):
+        return None
+    return heads if _examples_apart(view, operand, batch[0]) else None
+
+
+def _examples_apart(view: View, operand: fx.Node, batch: int) -> bool:
+    """Whether the first axis of a folded operand runs through the heads of one example before the next one's."""
+    way = [operand]
+    while len(_dims(way[0])) == 3 and (before := _moved_or_scaled(way[0])) is not None:
+        way.insert(0, before)
+    shape = _dims(way[0])
+    if len(shape) != 4 or shape[0] != batch:
+        return False
+    held = {way[0]: torch.arange(batch).view(batch, 1, 1, 1).expand(shape).contiguous()}
+    for before, node in itertools.pairwise(way):
+        held[node] = dataflow.moved(node, held) if dataflow.is_move(node) else held[before]
+    examples = held[operand]
+    wanted = torch.arange(examples.shape[0]) // (examples.shape[0] // batch)
+    return bool((examples == wanted[:, None, None]).all())
+
+
+def _moved_or_scaled(node: fx.Node) -> fx.Node | None:
+    """What a node moves, or maps number by number."""
+    source = node.args[0] if node.args else None
+    if not isinstance(source, fx.Node) or not dataflow.holds_tensor(source):
+        return None
+    scales = dataflow.name_of(node) in SCALING and _dims(source) == _dims(node)
+    return source if scales or dataflow.is_move(node) else None
+
+
+def _dims(node: fx.Node) -> tuple[int, ...]:
+    return tuple(node.meta["value"][0].shape)
+
+
+def _is_softmax(view: View, node: fx.Node) -> bool:
+    module = view.called(node)
+    named = isinstance(module, nn.Softmax) if module else dataflow.name_of(node) == "softmax"
+    value = node.meta.get("value", (None,))[0]
+    return named and isinstance(value, torch.Tensor) and value.dim() in (3, 4)
+
+
+def _over_keys(view: View, node: fx.Node) -> bool:
+    module = view.called(node)
+    dim = module.dim if isinstance(module, nn.Softmax) else node.kwargs.get("dim", *node.args[1:2])
+    return dim in (-1, node.meta["value"][0].dim() - 1)
+
+
+def _multiplies(view: View, node: fx.Node) -> bool:
+    """Whether a childless module without parameters is the matrix product of its two arguments."""
+    module = view.called(node)
+    if module is None or len(node.args) != 2 or next(module.parameters(), None) is not None or any(module.children()):
+        return False
+    shapes = [a.meta["value"][0].shape for a in tensors(node)]
+    if len(shapes) != 2 or any(len(shape) not in (3, 4) for shape in shapes) or shapes[0][-1] != shapes[1][-2]:
+        return False
+    one, other = (torch.linspace(-1, 1, shape.numel(), device="cpu").view(shape) for shape in shapes)
+    return torch.allclose(module(one, other), torch.matmul(one, other))

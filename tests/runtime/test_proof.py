@@ -1,0 +1,102 @@
+"""The proof says what it ran, and a promise that is not kept is a Defect."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from peftc import modules
+from peftc.compiler import planned
+from peftc.errors import Defect
+from peftc.rewrite import rewrite
+from peftc.rewrite.program import Program
+from peftc.runtime.proof import prove
+
+LLAMA = """
+name: proven
+base:
+  config: {model_type: llama, hidden_size: 256, intermediate_size: 512, num_hidden_layers: 2, num_attention_heads: 4,
+    num_key_value_heads: 2, vocab_size: 64}
+  task: causal-lm
+methods:
+"""
+BERT = """
+name: proven
+base:
+  config: {model_type: bert, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 3, num_attention_heads: 4,
+    vocab_size: 64}
+  task: masked-lm
+methods:
+"""
+
+
+def program_of(folder: Path, text: str) -> Program:
+    spec = folder / "proven.yaml"
+    spec.write_text(text)
+    plan = planned(spec)
+    return rewrite(plan, plan.trace)
+
+
+def test_a_large_unit_runs_on_a_smaller_config(tmp_path: Path) -> None:
+    program = program_of(tmp_path, LLAMA + "  - method: lora\n  - method: adapter\n")
+    proof = prove(program, largest=100_000)
+    where = "run at hidden_size 16, intermediate_size 32, "
+    for unit in ("LlamaAttention", "LlamaDecoderLayer"):
+        assert f"{unit}: {where}where its graph has the same fingerprint" in proof.lines
+        assert f"{unit}: without additions equal to {unit}, bit for bit, gradients too" in proof.lines
+    assert proof.cases > 50
+    assert prove(program).lines == tuple(line for line in proof.lines if where not in line)
+
+
+def test_what_is_not_run_is_said(tmp_path: Path) -> None:
+    proof = prove(program_of(tmp_path, LLAMA + "  - method: lora\n"), largest=100)
+    assert proof.lines == ("LlamaAttention: not run: too large, and no smaller config has the same graph",)
+
+
+def test_modules_outside_the_layers_are_run(tmp_path: Path) -> None:
+    text = BERT + "  - method: lora\n    modules: [cls.predictions.decoder, bert.embeddings.word_embeddings]\n"
+    lines = prove(program_of(tmp_path, text)).lines
+    for unit in ("Linear", "Embedding"):
+        assert f"{unit}: with additions equal to {unit} at initialisation, bit for bit" in lines
+        assert f"{unit}: every parameter that trains has a gradient, no other has one" in lines
+
+
+def test_every_size_is_run(tmp_path: Path) -> None:
+    text = BERT + "".join(
+        f"  - method: lora\n    rank: {rank}\n    layers: {layers}\n" for rank, layers in ((2, 0), (3, "1-2"))
+    )
+    one = prove(program_of(tmp_path, BERT + "  - method: lora\n"))
+    assert prove(program_of(tmp_path, text)).cases > one.cases
+
+
+def test_a_forgotten_parameter(tmp_path: Path) -> None:
+    """The emitted file would leave frozen what the plan trains."""
+    program = program_of(tmp_path, BERT + "  - method: lora\n")
+    with pytest.raises(Defect, match=r"gradients of \['bert.encoder.layer.0.attention.self.query_lora.A'\]"):
+        prove(replace(program, trained=program.trained[1:]))
+
+
+def test_a_parameter_too_many(tmp_path: Path) -> None:
+    program = program_of(tmp_path, BERT + "  - method: lora\n")
+    extra = "bert.encoder.layer.0.attention.self.query.weight"
+    with pytest.raises(Defect, match=rf"gradients of \['{extra}'\]"):
+        prove(replace(program, trained=(*program.trained, extra)))
+
+
+def test_a_trunk_that_learns_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = program_of(tmp_path, BERT + "  - method: prefix\n    length: 3\n    reparametrize: {hidden: 8}\n")
+    prove(program)
+    monkeypatch.setattr(modules, "PrefixTrunk", Silent)
+    with pytest.raises(Defect, match="prefix_trunk"):
+        prove(program)
+
+
+class Silent(modules.PrefixTrunk):
+    """A trunk whose tables do not depend on it."""
+
+    def forward(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        key, value = super().forward(index)
+        return key.detach(), value.detach()

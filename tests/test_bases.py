@@ -1,0 +1,43 @@
+"""What is wrong with a base is said at the word of the spec that says it, with what to do."""
+
+from __future__ import annotations
+
+import pytest
+import transformers
+
+from peftc.compiler import planned
+from peftc.errors import PeftcError
+from peftc.spec.load import loads
+from peftc.spec.schema import TASKS
+from peftc.trace.model import auto_class
+
+
+@pytest.mark.parametrize(
+    ("base", "underlined", "said", "hint"),
+    [
+        ("{config: {model_type: brt}}", "brt", "no model type 'brt'", "did you mean 'bert'?"),
+        ("{config: {model_type: quux9}}", "quux9", "no model type 'quux9'", "it is the model_type of"),
+        (
+            "{config: {model_type: bert, hiden_size: 8}}",
+            "hiden_size",
+            "has no 'hiden_size'",
+            "did you mean hidden_size?",
+        ),
+        ("{config: {model_type: bert, hidden_size: 9}}", "config", "cannot be built: The hidden size (9)", ""),
+        ("{config: {model_type: bert}, task: speech-seq2seq}", "speech-seq2seq", "bert has no model", "its tasks are"),
+        ("{model: ./nowhere}", "./nowhere", "there is no folder './nowhere'", "a hub id reads owner/name"),
+        ("{model: nobody/nothing}", "nobody/nothing", "the base's config cannot be read", "a local folder"),
+    ],
+)
+def test_a_wrong_base(base: str, underlined: str, said: str, hint: str) -> None:
+    with pytest.raises(PeftcError) as caught:
+        planned(loads(f"name: x\nbase: {base}\nmethods: []\n"))
+    (problem,) = caught.value.problems
+    place = problem.place
+    assert place is not None and place.text[place.column - 1 :][: place.width] == underlined
+    assert said in problem.message and hint in (problem.hint or "") and len(str(problem)) < 700
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_has_a_class(task: str) -> None:
+    assert auto_class(task) is getattr(transformers, f"AutoModelFor{TASKS[task]}")

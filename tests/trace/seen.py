@@ -1,0 +1,36 @@
+"""A forward written in a test, traced as a unit of a model would be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from peftc.graph.sites import Site
+from peftc.trace.attention import attention_sites
+from peftc.trace.blocks import block_sites
+from peftc.trace.probes import installed
+from peftc.trace.tracer import Tracer
+from peftc.trace.values import Argument
+from peftc.trace.views import View
+
+SIZES = ((2, 5), (3, 7))  # batch and length at the two example points
+
+
+def seen(module: nn.Module, width: int, *, causal: bool = False) -> View:
+    """The module's view; its one argument x is (batch, length, width)."""
+    module.to("meta")
+    first, second = (torch.empty(*sizes, width, device="meta") for sizes in SIZES)
+    with installed(lambda: causal) as session, torch.device("meta"):
+        tracer = Tracer(module, frozenset())
+        with session.tracing(tracer):
+            graph = tracer.trace([Argument("x", None, (first, second))])
+    return View.of(module, graph, lambda: causal)
+
+
+def sites(module: nn.Module, width: int, *, causal: bool = False) -> Mapping[str, Site]:
+    """The sites of a block that has its attention inside."""
+    view = seen(module, width, causal=causal)
+    own = attention_sites(view)
+    return {site.name: site for site in (*own, *block_sites(view, {}, own))}

@@ -13,6 +13,8 @@ from peftc.errors import PeftcError, Problem, raise_all
 from peftc.report.render import SPEC
 from peftc.runtime.lock import changed, locked
 from peftc.spec.load import load
+from peftc.spec.schema import Spec
+from peftc.trace.model import read_config
 
 
 def verified(folder: Path, stage: Callable[[str], None]) -> tuple[str, ...]:
@@ -22,7 +24,9 @@ def verified(folder: Path, stage: Callable[[str], None]) -> tuple[str, ...]:
     raise_all(changed(folder, files))
     if SPEC not in files:
         raise PeftcError(f"{folder} has no {SPEC}: there is nothing to compile again")
-    artifact = compile(load(folder / SPEC), stage)
+    spec = load(folder / SPEC)
+    _check_base(spec)
+    artifact = compile(spec, stage)
     raise_all(_other(folder, files, artifact))
     return (f"{folder}: {len(files)} files are as locked, and are what the spec compiles to", *proved(artifact))
 
@@ -30,6 +34,17 @@ def verified(folder: Path, stage: Callable[[str], None]) -> tuple[str, ...]:
 def proved(artifact: Artifact) -> tuple[str, ...]:
     """The sentences of the proof, as the lock has them."""
     return tuple(json.loads(artifact.files[LOCK])["proof"]["lines"])
+
+
+def _check_base(spec: Spec) -> None:
+    """PeftcError where the base cannot be read; a folder is looked for where the command runs, as in a compile."""
+    try:
+        read_config(spec.base)
+    except PeftcError as error:
+        named = Path(spec.base.model or "/")
+        here = f"if {named} is a folder, verify in the working directory of the compile: it is not found from here"
+        hint = None if named.is_absolute() else here
+        raise PeftcError(*(Problem(p.message, spec.origin.key("base"), hint) for p in error.problems)) from error
 
 
 def _other(folder: Path, files: dict[str, str], artifact: Artifact) -> Iterator[Problem]:

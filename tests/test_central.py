@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -48,6 +49,7 @@ def seen(module: nn.Module, model: nn.Module) -> tuple[Tensor, Tensor]:
 def test_parallel_adapters_share_one_softmax(entries: list[Entry]) -> None:
     model = attached(entries)
     block, plain = model.bert.encoder.layer[1], BERT.model().bert.encoder.layer[1]
+    assert "self.attention(hidden_states" in inspect.getsource(type(block))  # what a gate reads is not unfolded
     x, _ = seen(block.intermediate.dense, model)
     _, out = seen(block, model)
     *first, one, two = shares(block.g_gate, x)

@@ -77,6 +77,10 @@ def test_what_trains(case: Case) -> None:
 
 @CASES
 def test_identity(case: Case) -> None:
+    """Where every method claims it, and nowhere else."""
+    if not case.identity:
+        laws.test_no_identity_where_none_is_claimed(case)
+        return
     for dtype in (torch.float32, torch.bfloat16):
         laws.test_identity_at_init(case, dtype)
 

@@ -156,7 +156,7 @@ class Printer:
         if module.startswith("peftc.modules"):
             self.globals.functions.add(name)
             return name
-        if getattr(nn.functional, name, None) is function:
+        if getattr(nn.functional, name, None) is function and not isinstance(function, type):
             return f"nn.functional.{name}"
         if getattr(torch, name, None) is function:
             return f"torch.{name}"

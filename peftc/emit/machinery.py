@@ -74,12 +74,11 @@ def tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from module.named_buffers()
 
 
-def parts(tensor: torch.Tensor) -> list[torch.Tensor]:
+def parts(tensor: Any) -> list[torch.Tensor]:
     """The tensors that hold the bytes of one: itself, or those inside a quantised one."""
     if not is_traceable_wrapper_subclass(tensor):
         return [tensor]
-    inner: Any = tensor
-    return [part for name in inner.__tensor_flatten__()[0] for part in parts(getattr(tensor, name))]
+    return [part for name in tensor.__tensor_flatten__()[0] for part in parts(getattr(tensor, name))]
 
 
 def fresh(name: str, draw: Draw, std: float) -> torch.Tensor:

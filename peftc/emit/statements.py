@@ -18,6 +18,7 @@ from peftc.emit.names import Names
 from peftc.graph.branches import assume
 
 STARS: Mapping[object, str] = {Parameter.VAR_POSITIONAL: "*", Parameter.VAR_KEYWORD: "**"}
+SAID = 100  # what a message may be long, so that its line stays within the page
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,9 @@ class _Lines:
         condition, outcome, message = node.args
         text = condition if isinstance(condition, str) else self.printer.value(condition)
         failing = negated(text) if outcome else text
-        return [*wrapped(f"if {failing}:"), *indented(wrapped(f"raise ValueError({literal(message, used=-10_000)})"))]
+        said = f"{message}: {failing}"
+        said = said if isinstance(condition, fx.Node) and len(said) <= SAID else str(message)
+        return [*wrapped(f"if {failing}:"), *indented(wrapped(f"raise ValueError({literal(said)})"))]
 
     def _branch(self, branch: Branch) -> list[str]:
         true = self.items(branch.if_true) + self._assigned(branch, 1)

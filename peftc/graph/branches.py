@@ -113,3 +113,11 @@ def enter(path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
 
 def leave(path: str, result: Any) -> None:
     """The end of an inlined module: what the call returned."""
+
+
+def end_of(node: fx.Node) -> fx.Node:
+    """The end of the inlined modules whose result a node is, or the node: what only reads it stands behind."""
+    end = node
+    while end.next.target is leave and node in end.next.all_input_nodes:
+        end = end.next
+    return end

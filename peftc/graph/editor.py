@@ -14,7 +14,7 @@ from torch.fx.node import Argument, Target
 from peftc import modules
 from peftc.errors import Defect
 from peftc.graph import joints, slots
-from peftc.graph.branches import choose, leave
+from peftc.graph.branches import choose, end_of, leave
 from peftc.graph.sites import Attention, Embedding, Projection, Site, Sublayer, Written
 
 if TYPE_CHECKING:
@@ -240,7 +240,7 @@ class Editor:
 
     def _follow(self, node: fx.Node, op: str, target: Target, args: Arguments) -> fx.Node:
         """A node right behind the last of what it reads."""
-        with self._behind(node, args):
+        with self._behind(end_of(node), args):
             return self._made(self.graph.create_node(op, target, args), node)
 
     def _copy(self, node: fx.Node, instead: dict[fx.Node, fx.Node]) -> fx.Node:
@@ -255,14 +255,9 @@ class Editor:
         reads = [anchor]
         fx.node.map_arg(tuple(args), reads.append)
         last: fx.Node = max(reads)
-        while last.next.op == "placeholder" or self._ends_inside(last):
+        while last.next.op == "placeholder":
             last = last.next
-        return self.graph.inserting_after(last)
-
-    def _ends_inside(self, node: fx.Node) -> bool:
-        """Whether an inlined module ends with this node, and the edit is of what comes out of it."""
-        ends = node.next.target is leave and node in node.next.all_input_nodes
-        return ends and isinstance(self._site, Sublayer)
+        return self.graph.inserting_after(end_of(last) if isinstance(self._site, Sublayer) else last)
 
     def _made(self, node: fx.Node, like: fx.Node) -> fx.Node:
         if "guard" in like.meta:

@@ -76,20 +76,22 @@ def _scores(edit: Editor, written: Written, table: fx.Node, gate: fx.Node | None
     nothing = {bias: edit.insert("call_method", "new_zeros", (bias, 1)) for bias in added}
     copies = {product.name: edit.again(product, {key: keys, **nothing})}
     for step in written.copied:
-        copy = edit.again(edit.node(step.node), {edit.node(read): copies[image] for read, image in step.reads})
-        copies[step.node] = copy
+        node = edit.node(step.node)
+        copies[step.node] = edit.again(node, {edit.node(read): copies[image] for read, image in step.reads})
         if step.resized:
-            _resize(edit, copy)
+            _resize(edit, copies[step.node], node)
     for copy in copies.values():
         copy.meta["names"] = ["prefix_scores"]
     return copies[written.last]
 
 
-def _resize(edit: Editor, view: fx.Node) -> None:
-    """Let a view take the size of its last axis from what it views, which may be nothing at all."""
+def _resize(edit: Editor, view: fx.Node, like: fx.Node | None = None) -> None:
+    """Let a view take the size of its last axis from what it views: none at all perhaps, so that no -1 can be told."""
     source, *given = view.args
     sizes = list(given[0]) if isinstance(given[0], (tuple, list)) else given
     assert isinstance(source, fx.Node)
+    for axis in (i for i, size in enumerate(sizes[:-1]) if size == -1 and like):
+        sizes[axis] = edit.insert("call_method", "size", (like, axis), view)
     sizes[-1] = edit.insert("call_method", "size", (source, -1), view)
     view.args = (source, *sizes)
 

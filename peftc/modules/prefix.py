@@ -51,7 +51,7 @@ class PrefixTrunk(nn.Module):
         model.register_forward_hook(self.end, always_call=True)
 
     def begin(self, model: nn.Module, _: object) -> None:
-        """Checkpointing runs layers again behind the forward: each makes its own then, or where the model does not say."""
+        """Checkpointing runs layers again behind the forward: each makes its own then, or where no module says."""
         marks = [getattr(module, "gradient_checkpointing", None) for module in model.modules()]
         self.open = not model.training or (False in marks and True not in marks)
         self.hidden = None

@@ -12,7 +12,7 @@ from peftc.graph import dataflow
 from peftc.graph.branches import SelfReference, lookup
 from peftc.graph.sites import Attention, Projection, Site, Written
 from peftc.trace.probes import SDPA
-from peftc.trace.views import View, output_projection, parameter_behind, projection, read_by, width_of
+from peftc.trace.views import View, find, output_projection, parameter_behind, projection, read_by, width_of
 from peftc.trace.written import Found, attentions, joint
 
 
@@ -79,28 +79,39 @@ def _may_be_true(flag: Any) -> bool:
 
 
 def attention_sites(view: View) -> list[Site]:
-    """q, k, v, (o) and the attention itself, for every attention in a unit; `cross.` where keys come from elsewhere."""
-    found: list[Site] = []
+    """q, k, v, (o) and the attention itself; `cross.` where keys come from elsewhere; of several, the widest one's."""
+    found: dict[str, list[Site]] = {}
     for call in attention_calls(view):
-        parts = [_part(view, argument) for argument in (call.query, call.key, call.value)]
-        if any(p is None for p in parts):
-            continue
-        q, k, v = (p for p in parts if p is not None)
-        x = _shared_input(view, q, k)
-        cross = "" if x else "cross."
-        mask = None if cross else parameter_behind(view, call.mask)
-        causal = call.causal and not cross
-        found += [replace(p, name=cross + n, causal=causal, mask=mask) for n, p in zip("qkv", (q, k, v), strict=True)]
-        outputs = output_projection(view, call.node)
-        found += [replace(o, name=f"{cross}o", causal=causal, mask=mask) for o in outputs]
-        found.append(replace(_attention(view, call, x or read_by(view, q.node), cross), causal=causal, mask=mask))
-    return found
+        sites = _sites(view, call)
+        if sites and _width(sites) > _width(found.get(sites[-1].name, [])):
+            found[sites[-1].name] = sites
+    return [site for sites in found.values() for site in sites]
+
+
+def _width(sites: list[Site]) -> int:
+    return sum(site.value_width for site in sites if isinstance(site, Attention))
+
+
+def _sites(view: View, call: AttentionCall) -> list[Site]:
+    parts = [_part(view, argument) for argument in (call.query, call.key, call.value)]
+    if any(p is None for p in parts):
+        return []
+    q, k, v = (p for p in parts if p is not None)
+    x = _shared_input(view, q, k)
+    cross = "" if x else "cross."
+    mask = None if cross else parameter_behind(view, call.mask)
+    causal = call.causal and not cross
+    named = [*zip("qkv", (q, k, v), strict=True), *(("o", o) for o in output_projection(view, call.node))]
+    attention = _attention(view, call, x or read_by(view, q.node), cross)
+    found: list[Site] = [replace(part, name=cross + name, causal=causal, mask=mask) for name, part in named]
+    return [*found, replace(attention, causal=causal, mask=mask)]
 
 
 def _shared_input(view: View, q: Projection, k: Projection) -> fx.Node | None:
     """The last value that both query and key are made from; None where the keys are another sequence's."""
     readers = [read_by(view, part.node) for part in (q, k)]
-    behind = [dataflow.reached(view.flow.reverse(copy=False), x) for x in readers]
+    first = {n: find(view.graph, view.alike[n.name]) for n in view.graph.nodes if n.name in view.alike}
+    behind = [{first.get(n, n) for n in dataflow.reached(view.flow.reverse(copy=False), x)} for x in readers]
     return max(behind[0] & behind[1], default=None)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from transformers.modeling_utils import AttentionInterface
 
 from peftc.trace.feeds import Point
 from peftc.trace.inputs import Scenario, inputs
-from peftc.trace.meta import patched, shapes_only, values_as_zeros
+from peftc.trace.meta import nothing_padded, patched, shapes_only, values_as_zeros
 from peftc.trace.probes import SDPA
 from peftc.trace.repeats import Twins
 
@@ -45,10 +45,10 @@ def record(model: nn.Module, scenario: Scenario, point: Point, twins: Twins) -> 
     """
     recording = Recording()
     try:
-        given = inputs(model, scenario, point, lambda: _recording(Recording(), twins))
+        given = inputs(model, scenario, point, lambda: _recording(Recording(), twins, scenario.mask))
         if given is None:
             return None
-        with torch.no_grad(), _recording(recording, twins):
+        with torch.no_grad(), _recording(recording, twins, scenario.mask):
             model(**given)
     except REFUSALS:
         if scenario.cache == "none":
@@ -58,7 +58,7 @@ def record(model: nn.Module, scenario: Scenario, point: Point, twins: Twins) -> 
 
 
 @contextmanager
-def _recording(recording: Recording, twins: Twins) -> Iterator[None]:
+def _recording(recording: Recording, twins: Twins, padded: bool) -> Iterator[None]:
     call, stack = nn.Module.__call__, []
     returned: dict[Any, Any] = {}
 
@@ -101,6 +101,7 @@ def _recording(recording: Recording, twins: Twins) -> Iterator[None]:
     with ExitStack() as patches:
         patches.enter_context(shapes_only())
         patches.enter_context(values_as_zeros())
+        patches.enter_context(nullcontext() if padded else nothing_padded())
         patches.enter_context(patched(nn.Module, "__call__", recorded))
         patches.enter_context(patched(nn.functional, "scaled_dot_product_attention", attends))
         patches.enter_context(patched(AttentionInterface, "get_interface", looked_up))

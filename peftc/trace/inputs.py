@@ -77,14 +77,16 @@ def _after(model: nn.Module, point: Point, before: int, mask: bool, run: Runner)
     _fill_all(cache)
     paired = is_paired(model)
     given = _given(model, reads if paired else reads.later(), point, before, mask)
-    encoded = _encoded(model, given, run) if paired and "encoder_outputs" in parameters(model) else {}
+    encoded = _encoded(model, reads, given, run) if paired and "encoder_outputs" in parameters(model) else {}
     return {**given, **encoded, "past_key_values": cache}
 
 
-def _encoded(model: Any, given: dict[str, Any], run: Runner) -> dict[str, Any]:
+def _encoded(model: Any, reads: Feed, given: dict[str, Any], run: Runner) -> dict[str, Any]:
     """What the model's own encoder makes of its part of the inputs, as generation computes it once."""
-    encoder = model.get_encoder()
+    encoder, main = model.get_encoder(), reads.inputs[0].name
     own = {name: value for name, value in given.items() if name in parameters(encoder)}
+    if main not in own:
+        own[encoder.main_input_name] = given[main]
     with torch.no_grad(), run():
         return {"encoder_outputs": encoder(**own)}
 

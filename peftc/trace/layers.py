@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from peftc.graph.branches import LiftedFloat, LiftedInt, LiftedStr, given
@@ -15,7 +16,7 @@ from peftc.trace.attention import attention_sites
 from peftc.trace.blocks import block_sites
 from peftc.trace.probes import Session
 from peftc.trace.towers import layer_paths
-from peftc.trace.units import Observed, UnitTracer
+from peftc.trace.units import Call, Observed, UnitTracer
 from peftc.trace.values import TraceFailure
 from peftc.trace.views import View
 
@@ -81,7 +82,7 @@ class _Units:
 
     def _unit(self, paths: Sequence[str], graph: fx.Graph, inner: Mapping[str, Unit]) -> Unit:
         module = self.model.get_submodule(paths[0])
-        view = View.of(module, graph, self.session.causal)
+        view = View.of(module, graph, self.session.causal, alike(self.observed.calls(module)))
         sites: list[Site] = attention_sites(view)
         if not any(path == paths[0] for path in self._attention_paths()):
             within = {p[len(paths[0]) + 1 :]: u for p, u in inner.items() if p.startswith(f"{paths[0]}.")}
@@ -94,6 +95,14 @@ class _Units:
 
     def _attention_paths(self) -> Iterable[str]:
         return (path for path, module in self.model.named_modules() if module in self.leaves)
+
+
+def alike(calls: Sequence[Call]) -> dict[str, str]:
+    """Parameters that every call gives the very tensor that it gives another one, and the first of these."""
+    given = [recorded.named for call in calls for recorded in call]
+    names = [n for n in (given[0] if given else ()) if all(isinstance(g.get(n), torch.Tensor) for g in given)]
+    first = {n: next(other for other in names if all(g[n] is g[other] for g in given)) for n in names}
+    return {name: other for name, other in first.items() if name != other}
 
 
 def _joined(units: Sequence[Unit]) -> list[Unit]:

@@ -98,8 +98,8 @@ class _Merger:
 
     def _decided(self, a: fx.Node, b: fx.Node) -> None:
         """A branch that the two traces took differently: the condition, or a check on either side."""
-        if self.condition is None and isinstance(a.args[0], fx.Node):
-            self.condition = self.true[a.args[0]]
+        if self.condition is None and isinstance(a.args[0], fx.Node | str):
+            self.condition = self.true[a.args[0]] if isinstance(a.args[0], fx.Node) else a.args[0]
         else:
             self._only(a, self.true, True)
             self._only(b, self.false, False)

@@ -15,6 +15,8 @@ from transformers.modeling_utils import PreTrainedModel
 
 READS = ("item", "__bool__", "__int__", "__float__", "__index__", "__format__")
 
+SKIPS = ("_ignore_causal_mask_sdpa", "_ignore_bidirectional_mask_sdpa")
+
 
 @contextmanager
 def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
@@ -52,6 +54,19 @@ def values_as_zeros() -> Iterator[None]:
         stack.enter_context(patched(Distribution, "_validate_args", False))
         for name in READS:
             stack.enter_context(patched(torch.Tensor, name, _read(name)))
+        yield
+
+
+@contextmanager
+def nothing_padded() -> Iterator[None]:
+    """A mask that a model makes where it was given none hides nothing, and is left out wherever none would be."""
+
+    def without(skips: Any) -> Any:
+        return lambda mask, *sizes: skips(None, *sizes)
+
+    with ExitStack() as stack:
+        for name in SKIPS:
+            stack.enter_context(patched(masking_utils, name, without(getattr(masking_utils, name))))
         yield
 
 

@@ -35,7 +35,8 @@ def joins(view: View, node: fx.Node, attends: set[fx.Node]) -> bool:
     if is_flat(node):
         return taken_in(view, node) is not None
     ways = _ways(view, node)
-    return not ways or any(attends.intersection(way) or not computes(view, way) for way in ways)
+    made = [computes(view, way) for way in ways]
+    return not ways or (any(made) and (not all(made) or any(attends.intersection(way) for way in ways)))
 
 
 def taken_in(view: View, node: fx.Node) -> fx.Node | None:

@@ -17,6 +17,7 @@ from torch import fx, nn
 
 from peftc.graph.branches import SelfReference, assume, enter, leave
 from peftc.trace.absent import absent
+from peftc.trace.extras import reads, wanted
 from peftc.trace.values import EXTRA, Answer, Argument, Point, TraceFailure, Value, evaluate, fail, is_plain
 
 OWN = tuple(f"{folder}/" for folder in (Path(torch.__file__).parent, Path(__file__).parent))
@@ -54,6 +55,7 @@ class Tracer(fx.proxy.TracerBase):
                 keywords[argument.name] = value
             else:
                 positional.append(value)
+        keywords |= self._read(keywords.get(EXTRA), reads(type(self.unit).forward))
         result = type(self.unit).forward(self.unit, *positional, **keywords)
         self._note_names(sys._getframe(), result)
         output = self.graph.output(self.create_arg(result))
@@ -90,7 +92,7 @@ class Tracer(fx.proxy.TracerBase):
         self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *rest: Any, **more: Any
     ) -> Any:
         frame = sys._getframe(1)
-        lowered, keywords = self.create_arg(args), self.create_arg(kwargs)
+        lowered, keywords = self.create_arg(args), _once(self.create_arg(kwargs))
         points = self._evaluate(kind, target, lowered, keywords)
         if (constant := _constant(target, lowered, points)) is not None:
             return constant[0]
@@ -140,8 +142,10 @@ class Tracer(fx.proxy.TracerBase):
     def _inlined(self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The module's own forward, between markers; a call after all where it cannot be traced."""
         mark = self.create_proxy("call_function", enter, (path, args, kwargs), {})
+        forward, extra = type(module).forward, kwargs.get(EXTRA)
         try:
-            result = type(module).forward(module, *args, **kwargs)
+            kwargs = kwargs | self._read(extra, wanted(forward, args, kwargs))
+            result = forward(module, *args, **kwargs)
             if type(result) is Value and result.points[0] is None:
                 fail(f"{path} returns what is not there")
             self.create_proxy("call_function", leave, (path, result), {})
@@ -152,6 +156,16 @@ class Tracer(fx.proxy.TracerBase):
                 if node is mark.node:
                     return self.create_proxy("call_module", path, args, kwargs)
         return result
+
+    def _read(self, extra: Any, names: Iterable[str]) -> dict[str, Any]:
+        """What a forward takes out of the unit's **kwargs, as far as the call had it; a check for the rest."""
+        found: dict[str, Any] = {}
+        for name in names if type(extra) is Value else ():
+            given = all(point.get(name) is not None for point in extra.points)
+            condition = f"{extra.node.target}.get({name!r}) is not None"
+            self.assume(condition, given).meta["key"] = ("assume", condition)
+            found |= {name: extra[name]} if given else {}
+        return found
 
     # -- decisions -----------------------------------------------------------------------------------------------
 
@@ -167,7 +181,7 @@ class Tracer(fx.proxy.TracerBase):
 
     def assume(self, condition: Any, outcome: bool) -> fx.Node:
         """Emit a check: the branch that was taken here holds for no other truth of this condition."""
-        message = f"{type(self.unit).__name__} was compiled for another kind of input: compile it again for this one"
+        message = f"recompile {type(self.unit).__name__} for inputs of this kind"
         check: Value = self.create_proxy("call_function", assume, (condition, outcome, message), {})
         return check.node
 
@@ -198,6 +212,22 @@ class Tracer(fx.proxy.TracerBase):
                     if type(value) is Value:
                         _prepend(value.node.meta["names"], name)
             walk = walk.f_back
+
+
+def _once(keywords: dict[str, Any]) -> dict[str, Any]:
+    """The keywords of a call without those that its own **kwargs hand on as well."""
+    extra = keywords.get(EXTRA)
+    if not isinstance(extra, fx.Node):
+        return keywords
+    return {name: value for name, value in keywords.items() if not _is_read(value, name, extra)}
+
+
+def _is_read(value: Any, name: str, extra: fx.Node) -> bool:
+    """Whether a value is what **kwargs have under a name: a read of it, or the constant that it was."""
+    if isinstance(value, fx.Node):
+        return value.target is operator.getitem and value.args == (extra, name)
+    given: dict[str, Any] = extra.meta["value"][0]
+    return name in given and given[name] is value
 
 
 def _is_stacked(module: nn.Module) -> bool:

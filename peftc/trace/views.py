@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,16 +14,22 @@ from peftc.graph.sites import Projection
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """One traced module: its graph, the data flow of it, and whether its model turns out to be causal."""
+    """One traced module: its graph, the data flow of it, and whether its model turns out to be causal.
+
+    `alike`: parameters that are always given the very value of another one, and that one.
+    """
 
     module: nn.Module
     graph: fx.Graph
     flow: dataflow.Flow
     causal: Callable[[], bool]
+    alike: Mapping[str, str]
 
     @classmethod
-    def of(cls, module: nn.Module, graph: fx.Graph, causal: Callable[[], bool]) -> View:
-        return cls(module, graph, dataflow.flow(graph), causal)
+    def of(
+        cls, module: nn.Module, graph: fx.Graph, causal: Callable[[], bool], alike: Mapping[str, str] | None = None
+    ) -> View:
+        return cls(module, graph, dataflow.flow(graph), causal, alike or {})
 
     def linears(self) -> list[fx.Node]:
         return [n for n in self.graph.nodes if self.is_linear(n)]

@@ -38,20 +38,27 @@ class Found:
 
 
 def attentions(view: View) -> Iterator[Found]:
-    """Every softmax over the keys of one product, whose weights go into one other."""
+    """Every softmax over the keys of a product, whose weights go into another one."""
 
     def product(node: fx.Node) -> bool:
         return is_product(view, node)
 
     for node in view.graph.nodes:
-        if not _is_softmax(view, node):
+        sums = dataflow.downstream(view.flow, node, product) if _is_softmax(view, node) else []
+        if len(sums) != 1:
             continue
-        scores, sums = (step(view.flow, node, product) for step in (dataflow.upstream, dataflow.downstream))
-        if len(scores) != 1 or len(sums) != 1:
-            continue
-        factors, (weights, *value) = tensors(scores[0])[-2:], tensors(sums[0])[-2:]
-        if len(factors) == 2 and value and weights in dataflow.reached(view.flow, node):
-            yield Found(scores[0], node, sums[0], *factors, *value)
+        weights, *value = tensors(sums[0])[-2:]
+        factors = [(scores, *tensors(scores)[-2:]) for scores in dataflow.upstream(view.flow, node, product)]
+        own = [f for f in factors if len(f) == 3 and value and (len(factors) == 1 or _one_input(view, *f[1:], *value))]
+        if len(own) == 1 and weights in dataflow.reached(view.flow, node):
+            scores, query, key = own[0]
+            yield Found(scores, node, sums[0], query, key, *value)
+
+
+def _one_input(view: View, *factors: fx.Node) -> bool:
+    """Whether linear maps of one value make all of these: not so for products of positions that add to the scores."""
+    linears = [linear for factor in factors for linear in dataflow.upstream(view.flow, factor, view.is_linear)]
+    return len(linears) >= len(factors) and len({linear.args[0] for linear in linears}) == 1
 
 
 def is_product(view: View, node: fx.Node) -> bool:

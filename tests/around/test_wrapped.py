@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, PromptTuningConfig, TaskType, get_peft_model
 from torch import nn
+from torchao.quantization import Int8WeightOnlyConfig, quantize_
+from transformers import TorchAoConfig
 
 import peftc
 from peftc.errors import PeftcError
@@ -17,7 +21,7 @@ from peftc.trace import trace_model
 from tests.around.subjects import Subject, gradients, output, subjects
 from tests.laws import additions, emitted, move, same, spec, trains
 
-pytestmark = pytest.mark.filterwarnings("ignore:The following rank_pattern keys")  # of a mixture without that name
+pytestmark = pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys")  # of a mixture without that name
 
 WRAPS: dict[str, Callable[[], Any]] = {  # the peft library writes into its configs
     "lora": lambda: LoraConfig(target_modules="all-linear"),
@@ -60,21 +64,33 @@ class Int8Linear(nn.Linear):
         return nn.functional.linear(x, self.weight.to(x.dtype) * self.get_buffer("scale").to(x.dtype), self.bias)
 
 
-def quantised(model: Any) -> Any:
-    """The model with every linear of its layers in eight bits, its head left as it is."""
+def by_hand(model: Any) -> None:
     for name, module in list(model.named_modules()):
-        if type(module) is nn.Linear and ".layer" in name:
+        if in_a_layer(module, name):
             model.set_submodule(name, Int8Linear(module))
-    return model
+
+
+def by_torchao(model: Any) -> None:
+    quantize_(model, Int8WeightOnlyConfig(), in_a_layer)
+
+
+def in_a_layer(module: nn.Module, name: str) -> bool:
+    return type(module) is nn.Linear and ".layer" in name
+
+
+def narrow(model: Any) -> int:
+    """How many of its weights are kept in eight bits."""
+    return sum(p.dtype == torch.int8 or type(p.data) is not torch.Tensor for p in model.parameters())
 
 
 @subjects()
-def test_a_quantised_base(subject: Subject) -> None:
+@pytest.mark.parametrize("quantise", [by_hand, by_torchao], ids=lambda way: str(way.__name__))
+def test_a_quantised_base(subject: Subject, quantise: Callable[[Any], None], tmp_path: Path) -> None:
     """Its linears stay calls: the model runs, and gradients reach the additions through them."""
-    base, given = quantised(subject.base()), subject.given(padded=True)
-    assert sum(type(module) is Int8Linear for module in base.modules()) >= 8
-    expected = output(base, given)
-    assert not same(expected, output(subject.base(), given))
+    base, given = subject.base(), subject.given(padded=True)
+    quantise(base)
+    count, expected = narrow(base), output(base, given)
+    assert count >= 8 and not same(expected, output(subject.base(), given))
     model = attach(base, emitted(spec(subject.entries, subject.tiny), trace_model(base))[1])
     with model.disable_adapter():
         assert same(output(model, given), expected)
@@ -83,4 +99,24 @@ def test_a_quantised_base(subject: Subject) -> None:
     found = gradients(model, given)
     assert found.keys() == trains(model) == model.added_names()
     assert all(gradient.isfinite().all() and gradient.any() for gradient in found.values())
-    assert {module.weight.dtype for module in model.modules() if type(module) is Int8Linear} == {torch.int8}
+    assert narrow(model) == narrow(copy.deepcopy(model)) == count
+    model.save_adapter(tmp_path)
+    with pytest.raises(ValueError, match="another: base"):
+        subject.moved().load_adapter(tmp_path)
+
+
+@subjects()
+def test_a_base_quantised_as_it_is_loaded(subject: Subject, tmp_path: Path) -> None:
+    folder, base, given = subject.artifact().write(tmp_path), tmp_path / "base", subject.given(padded=True)
+    subject.base().save_pretrained(base)
+    plain: Any = peftc.load(folder, base=base)
+    one, other = (
+        type(plain).from_base(base, quantization_config=TorchAoConfig(Int8WeightOnlyConfig())) for _ in range(2)
+    )
+    assert narrow(one) >= 8 and trains(one) == trains(plain)
+    assert all(same(one.get_parameter(name), plain.get_parameter(name)) for name in trains(plain))
+    move(additions(one))
+    assert not same(output(one, given), output(other, given))
+    one.save_adapter(tmp_path / "adapter")
+    other.load_adapter(tmp_path / "adapter")
+    assert same(output(one, given), output(other, given))

@@ -6,16 +6,21 @@ import ast
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import fx, nn
 
 from peftc.emit.imports import arranged
 from peftc.emit.literal import literal
 from peftc.emit.machinery import expand
 from peftc.emit.sources import paste
+from peftc.emit.statements import forward
 from peftc.errors import Defect
+from peftc.graph.branches import assume
 from peftc.report.patterns import compress, number
 from tests.emit.bases import bert, gpt2
 
@@ -63,6 +68,26 @@ def test_a_module_is_the_same_twice_and_clean(program: object, tmp_path: Path) -
     (tmp_path / "modeling_x.py").write_text(text)
     for command in (["check", "--select", "E,F,I,W,UP"], ["format", "--check"]):
         subprocess.run([sys.executable, "-m", "ruff", *command, "--line-length", "120", str(tmp_path)], check=True)
+
+
+def test_a_check_says_what_it_found() -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    kinds: list[tuple[Any, bool]] = [(float, False), (torch.Tensor, True)]
+    for kind, outcome in kinds:
+        graph.call_function(assume, (graph.call_function(isinstance, (x, kind)), outcome, "recompile Unit"))
+    graph.output(x)
+
+    class Unit(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    assert forward(Unit, graph, {}).lines[1:5] == (
+        "    if isinstance(x, float):",
+        '        raise ValueError("recompile Unit: isinstance(x, float)")',
+        "    if not (isinstance(x, torch.Tensor)):",
+        '        raise ValueError("recompile Unit: not (isinstance(x, torch.Tensor))")',
+    )
 
 
 def test_what_differs_between_layers_is_looked_up() -> None:

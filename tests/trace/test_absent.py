@@ -47,7 +47,9 @@ def test_the_source_of_what_is_none() -> None:
 
 def test_layers_with_and_without_a_window_are_one_class() -> None:
     kinds = ["full_attention", "sliding_attention", "full_attention"]
-    config = AutoConfig.for_model("qwen3", num_hidden_layers=3, layer_types=kinds, sliding_window=3, **SIZES)
+    config = AutoConfig.for_model(
+        "qwen3", num_hidden_layers=3, layer_types=kinds, use_sliding_window=True, sliding_window=3, **SIZES
+    )
     base = AutoModelForCausalLM.from_config(config).eval()
     ids = {"input_ids": torch.arange(4, 24).reshape(2, 10)}
     before = answer(base, ids)

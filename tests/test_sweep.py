@@ -21,9 +21,13 @@ SAMPLE: dict[str, dict[str, str]] = {
     "electra": {},
     "gemma3_text": NO_BIAS,
     "gpt2": {},
+    "gpt_neox": {},
     "llama": NO_BIAS,
     "opt": {},
     "qwen3": NO_BIAS,
+    "vit": {},
+    "wav2vec2": {},
+    "whisper": {},
 }
 
 

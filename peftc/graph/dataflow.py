@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -125,9 +125,10 @@ def _nearest(
     return list(found)
 
 
-def between(graph: Flow, start: fx.Node, end: fx.Node) -> list[fx.Node]:
-    """Every node on a way from one node to another, both included, in the order of the graph."""
-    return sorted(reached(graph, start) & reached(graph.reverse(copy=False), end))
+def between(graph: Flow, start: fx.Node, end: fx.Node, but: Iterable[fx.Node] = ()) -> list[fx.Node]:
+    """Every node on a way from one node to another that passes none of some, in the order of the graph."""
+    left = graph.subgraph(set(graph).difference(but))
+    return sorted(reached(left, start) & reached(left.reverse(copy=False), end))
 
 
 def reached(graph: Flow, start: fx.Node) -> set[fx.Node]:

@@ -291,5 +291,6 @@ def _inherit(new: fx.Node, old: Any) -> None:
 
 
 def _word(node: fx.Node) -> str:
-    """What a value without a variable is called: the last part of what makes it."""
-    return str(node.target).rsplit(".", 1)[-1].lower() if isinstance(node.target, str) else "hidden_states"
+    """What a value without a variable is called: the last word of what makes it."""
+    words = [part.lower() for part in str(node.target).split(".")] if isinstance(node.target, str) else []
+    return next((word for word in reversed(words) if word.isidentifier()), "hidden_states")

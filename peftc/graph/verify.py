@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator
 from torch import fx
 
 from peftc.errors import Defect
+from peftc.graph.branches import enter
 from peftc.graph.sites import Attention, Embedding, Projection, Site, Unit
 
 
@@ -60,7 +61,8 @@ def _sites(graph: fx.Graph, sites: Collection[Site]) -> Iterator[str]:
 
 def _calls(graph: fx.Graph, unit: Unit, additions: Collection[str]) -> Iterator[str]:
     called, own = _modules(graph), _modules(unit.graph)
-    folded = {name for name in called if any(other.startswith(f"{name}.") for other in own)}
+    folded = {str(node.args[0]) for node in unit.graph.nodes if node.target is enter}
+    folded |= {name for name in called if any(other.startswith(f"{name}.") for other in own)}
     if unknown := sorted(called - own - folded - set(additions)):
         yield f"it calls {', '.join(unknown)}, which nothing adds"
     if idle := sorted(set(additions) - called):

@@ -89,5 +89,5 @@ def real_module(module: nn.Module, seed: int) -> nn.Module:
         for parameter in real.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
         for buffer in real.buffers():
-            buffer.fill_(1 if buffer.is_floating_point() else 0)
+            buffer.fill_(1 if buffer.is_floating_point() or buffer.dtype == torch.bool else 0)
     return real

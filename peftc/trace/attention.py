@@ -132,5 +132,6 @@ def _attention(view: View, call: AttentionCall, x: fx.Node, cross: str) -> Atten
 def _part(view: View, argument: fx.Node) -> Projection | None:
     """The nearest linear before an attention's argument, and the rows of it that arrive; of several, the largest."""
     nearest = [argument] if view.is_linear(argument) else dataflow.upstream(view.flow, argument, view.is_linear)
-    parts = [projection(view, linear, dataflow.between(view.flow, linear, argument)) for linear in nearest]
+    ways = [dataflow.between(view.flow, n, argument, but=[m for m in nearest if m is not n]) for n in nearest]
+    parts = [projection(view, linear, way) for linear, way in zip(nearest, ways, strict=True)]
     return max(parts, key=lambda part: part.outputs, default=None)

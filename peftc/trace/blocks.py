@@ -108,7 +108,7 @@ def _sublayer(view: View, start: fx.Node, x: fx.Node, attends: set[fx.Node], nam
 def _routed(view: View, attends: set[fx.Node]) -> Sublayer | None:
     """A feed-forward that is no pair of projections: what the last residual sum takes in, if no attention made it."""
     for total in reversed(view.graph.nodes):
-        output = taken_in(view, total)
+        output = taken_in(view, total, attends)
         if output is None:
             continue
         start = origin(view, total)
@@ -141,19 +141,22 @@ def _post_norm(view: View, total: fx.Node) -> str | None:
 
 
 def _feed_forward(view: View, taken: set[str], attends: set[fx.Node]) -> list[Site]:
-    """ffn_gate, ffn_up, ffn_down and ffn: the last linear that another feeds, and those that feed it; or ffn alone."""
+    """ffn_gate, ffn_up, ffn_down and ffn: the largest linear that others feed, the last of such; or ffn alone."""
     free = [n for n in view.linears() if n.name not in taken]
-    for down in reversed(free):
-        feeding = dataflow.upstream(view.flow, down, lambda n: view.is_linear(n) or adds_streams(n))
-        linears = [n for n in feeding if n in free]
-        if not linears or len(linears) != len(feeding):
-            continue
-        first = read_by(view, linears[0].name)
-        projections = _named(view, down, linears)
-        sublayer = _sublayer(view, down, first, attends, "ffn")
-        return [*projections, *([sublayer] if sublayer else [])]
-    whole = _routed(view, attends)
-    return [whole] if whole else []
+    fed = {down: feeding for down in reversed(free) if (feeding := _feeding(view, down, free))}
+    if not fed:
+        whole = _routed(view, attends)
+        return [whole] if whole else []
+    down = max(fed, key=lambda node: view.size(node))
+    first = read_by(view, fed[down][0].name)
+    sublayer = _sublayer(view, down, first, attends, "ffn")
+    return [*_named(view, down, fed[down]), *([sublayer] if sublayer else [])]
+
+
+def _feeding(view: View, down: fx.Node, free: list[fx.Node]) -> list[fx.Node]:
+    """The linears that feed another one, where nothing else does."""
+    feeding = dataflow.upstream(view.flow, down, lambda n: view.is_linear(n) or adds_streams(n))
+    return feeding if all(n in free for n in feeding) else []
 
 
 def _named(view: View, down: fx.Node, linears: list[fx.Node]) -> list[Projection]:

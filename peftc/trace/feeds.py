@@ -180,9 +180,9 @@ def _sounds(names: list[str], values: Mapping[str, Any]) -> Iterator[Input]:
         yield Input(name, lambda p: (p.batch, WINDOW + STRIDE * (p.source - 1)), axis=1)
         yield Input(name, lambda p: (p.batch, SHRINKS * p.source, bins), axis=1)
         yield Input(name, lambda p: (p.batch, bins, SHRINKS * p.source), axis=2)
-        for time in (2 * values.get("max_source_positions", 0), values.get("max_length", 0)):
-            yield Input(name, _of_length(bins, time), axis=2)
+        for time in filter(None, (2 * values.get("max_source_positions", 0), values.get("max_length", 0))):
             yield Input(name, _of_length(time, bins), axis=1)
+            yield Input(name, _of_length(bins, time), axis=2)
 
 
 def _of_length(first: int, second: int) -> Callable[[Point], tuple[int, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
@@ -42,7 +43,7 @@ class Runner(Protocol):
 def inputs(model: nn.Module, scenario: Scenario, point: Point, run: Runner) -> dict[str, Any] | None:
     """The keyword arguments of one call; None where the model has no such scenario."""
     names, reads = parameters(model), feed(model)
-    if scenario.cache != "none" and not {"past_key_values", "use_cache"} <= set(names):
+    if scenario.cache != "none" and not ("past_key_values" in names and _takes_use_cache(model)):
         return None
     if not scenario.mask and reads.mask is None:
         return None
@@ -52,7 +53,14 @@ def inputs(model: nn.Module, scenario: Scenario, point: Point, run: Runner) -> d
     given = _after(model, now, before, scenario.mask, run) if before else _given(model, reads, now, 0, scenario.mask)
     if given is None:
         return None
-    return given | ({"use_cache": scenario.cache != "none"} if "use_cache" in names else {})
+    return given | ({"use_cache": scenario.cache != "none"} if _takes_use_cache(model) else {})
+
+
+def _takes_use_cache(model: nn.Module) -> bool:
+    """Whether a model may be told to keep a cache or not: by name, or as one of the settings that it hands on."""
+    found = inspect.signature(type(model).forward).parameters
+    hands_on = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in found.values())
+    return "use_cache" in found or (hands_on and getattr(model.config, "use_cache", None) is not None)
 
 
 def _given(model: nn.Module, reads: Feed, point: Point, before: int, mask: bool) -> dict[str, Any]:

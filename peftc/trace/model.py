@@ -96,6 +96,7 @@ def _on_meta(build: Callable[[], PreTrainedModel]) -> PreTrainedModel:
     try:
         with torch.device("meta"):
             model = build()
+            nn.Module.to(model, "meta")  # some make a tensor in ways that look at no device
     except UNBUILT as error:
         raise PeftcError(f"the base cannot be built: {_said(error)}") from error
     model.tie_weights()

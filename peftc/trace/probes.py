@@ -20,7 +20,7 @@ from peftc.trace.meta import patched, shapes_only
 from peftc.trace.tracer import Tracer, is_user
 from peftc.trace.values import Value
 
-FACTORIES = ("finfo", "arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "tensor", "zeros")
+FACTORIES = ("finfo", "arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "tensor", "where", "zeros")
 SDPA = nn.functional.scaled_dot_product_attention
 
 
@@ -51,6 +51,8 @@ class Session:
             stack.enter_context(_lifted(tracer.unit))
             for module in _source_modules(tracer.unit):
                 stack.enter_context(_leaf_functions(tracer, module))
+            for own, name, function in list(_own_methods(tracer)):
+                stack.enter_context(patched(own, name, _method(tracer, name, function)))
             self.tracer = tracer
             try:
                 yield
@@ -128,7 +130,7 @@ def _factory(session: Session, make: Callable[..., Any]) -> Callable[..., Any]:
 
 def _makes(make: Callable[..., Any]) -> bool:
     """Whether a model's own forward makes a tensor: torch's functions may make one for themselves."""
-    return make is not torch.finfo and is_user(sys._getframe(2).f_code)
+    return make is not torch.finfo and make.__name__ != "where" and is_user(sys._getframe(2).f_code)
 
 
 def _config_source(tracer: Tracer, owner: Any) -> str:
@@ -168,6 +170,31 @@ def _leaf_functions(tracer: Tracer, module: Any) -> Iterator[None]:
                 stack.enter_context(patched(module, name, _leaf(tracer, value)))
         stack.enter_context(patched(module, "isinstance", _isinstance(tracer)))
         yield
+
+
+def _own_methods(tracer: Tracer) -> Iterator[tuple[type[nn.Module], str, FunctionType]]:
+    """What the unit's classes define beside their forwards, each as the class itself would find it."""
+    for own in dict.fromkeys(type(m) for m in tracer.unit.modules() if not type(m).__module__.startswith("torch.")):
+        theirs = {
+            name: value
+            for base in reversed(own.__mro__[: own.__mro__.index(nn.Module)])
+            for name, value in vars(base).items()
+        }
+        for name, value in theirs.items():
+            if isinstance(value, FunctionType) and name != "forward" and not name.startswith("__"):
+                yield own, name, value
+
+
+def _method(tracer: Tracer, name: str, function: FunctionType) -> Callable[..., Any]:
+    """A method inlined between markers, as a module is."""
+
+    @functools.wraps(function)
+    def traced(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if tracer.paused or module not in tracer.paths or not any(type(a) is Value for a in _flat((args, kwargs))):
+            return function(module, *args, **kwargs)
+        return tracer.call_own(module, name, function, args, kwargs)
+
+    return traced
 
 
 def _isinstance(tracer: Tracer) -> Callable[..., bool]:

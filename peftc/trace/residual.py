@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import fx
@@ -39,11 +39,16 @@ def joins(view: View, node: fx.Node, attends: set[fx.Node]) -> bool:
     return not ways or (any(made) and (not all(made) or any(attends.intersection(way) for way in ways)))
 
 
-def taken_in(view: View, node: fx.Node) -> fx.Node | None:
-    """The side of a residual sum that was computed from the other one, or from what the other is but for a scale."""
+def taken_in(view: View, node: fx.Node, attends: Collection[fx.Node] = ()) -> fx.Node | None:
+    """The side of a residual sum that was computed from the other one, or from what the other is but for a scale.
+
+    Where an attention joined the stream from the same input before, it is the side that no attention made.
+    """
     ways = _ways(view, node) if _adds(node) else []
-    made = [way[-1] for way in ways if computes(view, way)]
-    return made[0] if len(made) == 1 else None
+    made = [way for way in ways if computes(view, way)]
+    if len(made) == 2:
+        made = [way for way in made if not set(attends).intersection(way)] if attends else []
+    return made[0][-1] if len(made) == 1 else None
 
 
 def origin(view: View, total: fx.Node) -> fx.Node | None:

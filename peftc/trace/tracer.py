@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import builtins
+import inspect
+import json
 import operator
 import sys
 from collections import OrderedDict
@@ -157,31 +159,51 @@ class Tracer(fx.proxy.TracerBase):
                     return self.create_proxy("call_module", path, args, kwargs)
         return result
 
+    def call_own(
+        self, module: nn.Module, name: str, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """A method of one of the unit's modules, between markers: a call again where nothing inside is changed."""
+        path = ".".join(filter(None, (self.paths[module], name)))
+        mark = self.create_proxy("call_function", enter, (path, args, kwargs), {})
+        result = function(module, *args, **kwargs)
+        if any(type(r) is Value for r in (result if isinstance(result, tuple) else (result,))):
+            self.create_proxy("call_function", leave, (path, result), {})
+        else:
+            self.graph.erase_node(mark.node)
+        return result
+
     def _read(self, extra: Any, names: Iterable[str]) -> dict[str, Any]:
         """What a forward takes out of the unit's **kwargs, as far as the call had it; a check for the rest."""
         found: dict[str, Any] = {}
-        for name in names if type(extra) is Value else ():
+        named = inspect.signature(type(self.unit).forward).parameters
+        for name in (n for n in names if type(extra) is Value and n not in named):
             given = all(point.get(name) is not None for point in extra.points)
-            condition = f"{extra.node.target}.get({name!r}) is not None"
-            self.assume(condition, given).meta["key"] = ("assume", condition)
+            condition = f"{extra.node.target}.get({json.dumps(name)}) is not None"
+            check = self.assume(condition, given, f"calls {'without' if given else 'with'} {name}")
+            check.meta["key"] = ("assume", condition)
             found |= {name: extra[name]} if given else {}
         return found
 
     # -- decisions -----------------------------------------------------------------------------------------------
 
     def decide(self, value: Value) -> bool:
-        """The truth of a value: the same at both points, and recorded as an assumption."""
-        outcomes = {bool(p) for p in value.points}
+        """The truth of a value: the same at both points, and recorded as an assumption.
+
+        Beyond a branch on a dtype, where nothing else was ever traced, what no example can tell is false at first.
+        """
+        unknown = bool(self.against) and any(isinstance(p, torch.Tensor) and p.is_meta for p in value.points)
+        outcomes = {False} if unknown else {bool(p) for p in value.points}
         if len(outcomes) > 1:
             fail(f"a branch on {value.node} that depends on the input's shape")
         check = self.assume(value, outcomes.pop())
+        check.meta["key"] = (*check.meta["key"], value.node.meta["key"])  # one line may hold several branches
         if check.meta["key"] in self.against:
             check.args = (check.args[0], not check.args[1], check.args[2])
         return bool(check.args[1])
 
-    def assume(self, condition: Any, outcome: bool) -> fx.Node:
+    def assume(self, condition: Any, outcome: bool, kind: str = "inputs of this kind") -> fx.Node:
         """Emit a check: the branch that was taken here holds for no other truth of this condition."""
-        message = f"recompile {type(self.unit).__name__} for inputs of this kind"
+        message = f"recompile {type(self.unit).__name__} for {kind}"
         check: Value = self.create_proxy("call_function", assume, (condition, outcome, message), {})
         return check.node
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import itertools
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -143,17 +142,20 @@ class UnitTracer:
     def _branches(self, call: Call, attentions: tuple[str | None, ...]) -> list[fx.Graph]:
         """The graph of one call, and of every other way through its branches on a dtype: examples have only one."""
         arguments = _arguments(self.module, call)
-        forced = [key for key in dtype_decisions(self._once(arguments, False, None)) if self._can_take(arguments, key)]
-        ways = itertools.product((False, True), repeat=len(forced)) if len(forced) <= MOST else [()]
-        return [self._call(call, attentions, frozenset(itertools.compress(forced, way))) for way in ways]
+        return [self._call(call, attentions, way) for way in self._ways(arguments)]
 
-    def _can_take(self, arguments: list[Argument], key: Hashable) -> bool:
-        """Whether the other side of a branch can be traced; where it cannot, its check stays."""
-        try:
-            self._once(arguments, False, None, frozenset({key}))
-        except UNTRACEABLE:
-            return False
-        return True
+    def _ways(self, arguments: list[Argument]) -> list[Against]:
+        """Each way through the branches that the examples leave open; where one cannot be traced, its check stays."""
+        ways: list[Against] = [frozenset()]
+        sketches = {ways[0]: self._once(arguments, False, None)}
+        for way in ways:
+            for further in _further(sketches[way], way):
+                with suppress(*UNTRACEABLE):
+                    sketches[further] = self._once(arguments, False, None, further)
+                    ways.append(further)
+            if len(ways) > 2**MOST:
+                return ways[:1]
+        return ways
 
     def _call(self, call: Call, attentions: tuple[str | None, ...], against: Against) -> fx.Graph:
         """The graph of one call, training or not, under each attention."""
@@ -200,10 +202,23 @@ class UnitTracer:
         return graph
 
 
-def dtype_decisions(graph: fx.Graph) -> list[Hashable]:
-    """The keys of the branches of a trace that ask for a dtype."""
+def open_decisions(graph: fx.Graph) -> list[Hashable]:
+    """The keys of the branches of a trace that ask for a dtype, or for a value that no example has."""
     asked = [n for n in graph.nodes if n.target is assume and isinstance(n.args[0], fx.Node)]
-    return [n.meta["key"] for n in asked if any(_is_dtype(a) for a in n.args[0].args)]
+    return [n.meta["key"] for n in asked if _is_meta(n.args[0]) or any(_is_dtype(a) for a in n.args[0].args)]
+
+
+def _further(graph: fx.Graph, way: Against) -> Iterator[Against]:
+    """A way that goes against one more of the branches of its trace, among those after its own."""
+    keys = open_decisions(graph)
+    last = max([-1, *(keys.index(key) for key in way if key in keys)])
+    for key in keys[last + 1 :]:
+        yield way | {key}
+
+
+def _is_meta(node: fx.Node) -> bool:
+    value = node.meta["value"][0]
+    return isinstance(value, torch.Tensor) and value.is_meta
 
 
 def _is_dtype(value: object) -> bool:
@@ -220,7 +235,7 @@ class _Anything:
 
 def _check_default(graph: fx.Graph, name: str, default: object, unit: str) -> None:
     """A check that an argument which was never seen is what tracing took it for."""
-    other = "is not None" if default is None else f"!= {default!r}"
+    other = "is not None" if default is None else "not in (None, False)" if default is False else f"!= {default!r}"
     message = f"{unit} was compiled for {name}={default!r}: recompile for a base that gives another"
     last = [n for n in graph.nodes if n.op == "placeholder"][-1]
     with graph.inserting_after(last):

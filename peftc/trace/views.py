@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -38,8 +39,12 @@ class View:
         return self.module.get_submodule(str(node.target)) if node.op == "call_module" else None
 
     def is_linear(self, node: fx.Node) -> bool:
+        return self.size(node) > 0
+
+    def size(self, node: fx.Node) -> int:
+        """How many numbers a linear map's matrix has; 0 for anything else."""
         module = self.called(node)
-        return module is not None and linear_shape(module, node) is not None
+        return math.prod(linear_shape(module, node) or (0,)) if module is not None else 0
 
 
 def linear_shape(module: nn.Module, node: fx.Node) -> tuple[int, int] | None:

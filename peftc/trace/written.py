@@ -15,7 +15,7 @@ from peftc.graph.branches import choose
 from peftc.graph.sites import Copied, Written
 from peftc.trace.views import View
 
-PRODUCTS = frozenset({"matmul", "bmm", "baddbmm", "__matmul__"})
+PRODUCTS = frozenset({"matmul", "bmm", "baddbmm", "einsum", "__matmul__"})
 PER_KEY = frozenset({"add", "iadd", "add_", "mul", "imul", "mul_"})  # with one number for each key they mask or bias it
 REDUCING = frozenset({"amax", "amin"})
 MASKING = frozenset({"where", "masked_fill", "masked_fill_"})
@@ -58,7 +58,8 @@ def attentions(view: View) -> Iterator[Found]:
 def _one_input(view: View, *factors: fx.Node) -> bool:
     """Whether linear maps of one value make all of these: not so for products of positions that add to the scores."""
     linears = [linear for factor in factors for linear in dataflow.upstream(view.flow, factor, view.is_linear)]
-    return len(linears) >= len(factors) and len({linear.args[0] for linear in linears}) == 1
+    inputs = {getattr(linear.args[0], "name", "") for linear in linears}
+    return len(linears) >= len(factors) and len({view.alike.get(name, name) for name in inputs}) == 1
 
 
 def is_product(view: View, node: fx.Node) -> bool:
@@ -74,6 +75,8 @@ def tensors(node: fx.Node) -> list[fx.Node]:
 
 def joint(view: View, found: Found, x: fx.Node) -> Written | str:
     """How learnt keys and values join an attention whose input is x; or the reason why they cannot."""
+    if "einsum" in (dataflow.name_of(found.scores), dataflow.name_of(found.total)):
+        return "they are einsums"
     batch = tuple(value.shape[0] for value in x.meta["value"])
     heads, others = (_heads(view, operand, batch) for operand in (found.key, found.value))
     if heads is None or heads != others:
@@ -213,22 +216,22 @@ def _heads(view: View, operand: fx.Node, batch: tuple[int, ...]) -> int | None:
     heads = sizes[0] // batch[0]
     if len(shape) != 3 or sizes != tuple(heads * examples for examples in batch):
         return None
-    return heads if _examples_apart(view, operand, batch[0]) else None
+    return heads if _examples_apart(operand, batch) else None
 
 
-def _examples_apart(view: View, operand: fx.Node, batch: int) -> bool:
+def _examples_apart(operand: fx.Node, batch: tuple[int, ...]) -> bool:
     """Whether the first axis of a folded operand runs through the heads of one example before the next one's."""
     way = [operand]
     while len(_dims(way[0])) == 3 and (before := _moved_or_scaled(way[0])) is not None:
         way.insert(0, before)
     shape = _dims(way[0])
-    if len(shape) != 4 or shape[0] != batch:
+    if len(shape) != 4 or tuple(value.shape[0] for value in way[0].meta["value"]) != batch:
         return False
-    held = {way[0]: torch.arange(batch).view(batch, 1, 1, 1).expand(shape).contiguous()}
+    held = {way[0]: torch.arange(batch[0]).view(-1, 1, 1, 1).expand(shape).contiguous()}
     for before, node in itertools.pairwise(way):
         held[node] = dataflow.moved(node, held) if dataflow.is_move(node) else held[before]
     examples = held[operand]
-    wanted = torch.arange(examples.shape[0]) // (examples.shape[0] // batch)
+    wanted = torch.arange(examples.shape[0]) // (examples.shape[0] // batch[0])
     return bool((examples == wanted[:, None, None]).all())
 
 

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import onnxruntime  # type: ignore[import-untyped]
+import onnxruntime
 import pytest
 import torch
 from torch.export import Dim

@@ -21,7 +21,7 @@ from peftc.trace import trace_model
 from tests.around.subjects import Subject, gradients, output, subjects
 from tests.laws import additions, emitted, move, same, spec, trains
 
-pytestmark = pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys")  # of a mixture without that name
+pytestmark = pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys")  # of another mixture's names
 
 WRAPS: dict[str, Callable[[], Any]] = {  # the peft library writes into its configs
     "lora": lambda: LoraConfig(target_modules="all-linear"),

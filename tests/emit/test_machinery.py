@@ -198,6 +198,13 @@ def test_another_architecture_is_refused(bases: dict[str, Path], tmp_path: Path)
     assert compiled(bert()).from_base(other, hidden_act="gelu").config.hidden_act == "gelu"
 
 
+def test_another_dropout_is_the_same_model(bases: dict[str, Path], tmp_path: Path) -> None:
+    other = folder(bases["bert"], tmp_path / "other", load_file(bases["bert"] / "model.safetensors"))
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "hidden_dropout_prob": 0.5, "of_another_time": 1}))
+    assert compiled(bert()).from_base(other).bert.encoder.layer[0].output.dropout.p == 0.5
+
+
 @pytest.mark.parametrize("kernel", ["eager", "sdpa"])
 def test_the_asked_attention_runs(bases: dict[str, Path], kernel: str) -> None:
     model = compiled(bert()).from_base(bases["bert"], attn_implementation=kernel)

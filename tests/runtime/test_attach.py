@@ -56,6 +56,17 @@ def test_attached_is_loaded(program: Any, tmp_path: Path) -> None:
     assert "class Compiled" in inspect.getsource(inspect.getmodule(type(model)))  # type: ignore[arg-type]
 
 
+def test_disabled_is_the_base_as_it_was_attached_to() -> None:
+    base = fresh(gpt2())
+    expected = base(ids()).logits
+    model = attach(base, artifact(gpt2()))
+    with torch.no_grad():
+        model.transformer.ln_f.weight.mul_(2)
+    with model.disable_adapter():
+        assert torch.equal(model(ids()).logits, expected)
+    assert not torch.equal(model(ids()).logits, expected)
+
+
 def test_meta_stays_meta() -> None:
     made = bert()
     with torch.device("meta"):

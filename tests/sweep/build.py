@@ -68,7 +68,18 @@ UNSET: dict[str, Any] = {
     "num_key_value_heads": 4, "head_dim": 8, "vocab_size": 128, "n_routed_experts": 4, "n_shared_experts": 1,
     "num_experts_per_tok": 2, "moe_intermediate_size": 16,
 }  # fmt: skip
+WINDOWS = {
+    "embed_dim": 16, "hidden_size": 32, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4, "image_size": 32,
+    "patch_size": 4, "pretrained_window_sizes": [0, 0],
+}  # fmt: skip
 OVERRIDES: dict[str, dict[str, Any]] = {
+    "bamba": {"attn_layer_indices": [1]},
+    "donut-swin": WINDOWS,
+    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},
+    "swin": WINDOWS,
+    "swinv2": WINDOWS,
+    "videomae": {"num_frames": 4},
+    "xmod": {"default_language": "en_XX"},
     "mamba2": {"head_dim": 16},
     "neomme": {"head_dim": 16},
     "reformer": {"is_decoder": False, "axial_pos_embds": False, "hash_seed": 0},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -50,3 +51,113 @@ def test_a_token_gate_there_stands_alone() -> None:
     assert Adapter().gate_refusal(Gate(kind="token"), ffn) is None
     assert Adapter().gate_refusal(Gate(kind="token", scope="layer"), ffn)
     assert Adapter().gate_refusal(Gate(kind="constant", scope="layer"), ffn) is None
+
+
+class Routed(nn.Module):
+    """Weights of two experts in one tensor, a number for each that says how much; beside them perhaps one for all."""
+
+    def __init__(self, shared: bool) -> None:
+        super().__init__()
+        self.norm, self.router = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 2)
+        self.experts = Experts()
+        self.shared = nn.Sequential(nn.Linear(WIDTH, 12), nn.SiLU(), nn.Linear(12, WIDTH)) if shared else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = self.norm(x)
+        flat = normed.view(-1, WIDTH)
+        mixed = self.experts(flat, self.router(flat)).view(x.shape)
+        mixed = mixed if self.shared is None else mixed + self.shared(normed)
+        made: Tensor = x + mixed
+        return made
+
+
+class Experts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(2, WIDTH, WIDTH))
+
+    def forward(self, x: Tensor, routes: Tensor) -> Tensor:
+        return torch.einsum("nd,edf,ne->nf", x, self.weight, routes)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_what_experts_make_joins_the_stream_as_a_whole(shared: bool) -> None:
+    found = sites(Routed(shared), WIDTH)
+    ffn = found["ffn"]
+    assert isinstance(ffn, Sublayer)
+    assert (ffn.residual, ffn.input, ffn.flat) == ("x", "norm", False)
+    assert ffn.output == ("add" if shared else "view_1")
+    assert [name for name in found if name.startswith("ffn_")] == (["ffn_up", "ffn_down"] if shared else [])
+
+
+class Beside(nn.Module):
+    """Attention and experts side by side on one norm: (x + attention) + experts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.attention, self.experts = nn.LayerNorm(WIDTH), Attending(), Routed(shared=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = self.norm(x)
+        flat = normed.view(-1, WIDTH)
+        mixed = self.experts.experts(flat, self.experts.router(flat)).view(x.shape)
+        made: Tensor = x + self.attention(normed) + mixed
+        return made
+
+
+class Attending(nn.Module):
+    """Half of each head turned, and a norm of the values' projection between two: two linears on the way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.squeeze, self.spread = nn.Linear(WIDTH, 8), nn.Linear(WIDTH, 4), nn.Linear(2, 16)
+        self.out = nn.Linear(8, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query = self.query(x).unflatten(-1, (2, 4)).transpose(1, 2)
+        query = torch.cat([query[..., :2].sin(), query[..., 2:]], -1)
+        narrow, turned = self.squeeze(x).split([2, 2], -1)
+        key, value = self.spread(narrow.tanh()[:, None]).squeeze(1).unflatten(-1, (2, 8)).transpose(1, 2).chunk(2, -1)
+        key = torch.cat([turned[:, None].expand(-1, 2, -1, -1).cos(), key[..., 2:]], -1)
+        mixed = functional.scaled_dot_product_attention(query, key, value)
+        made: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        return made
+
+
+def test_a_feed_forward_beside_the_attention() -> None:
+    found = sites(Beside(), WIDTH)
+    ffn = found["ffn"]
+    assert isinstance(ffn, Sublayer)
+    assert (ffn.residual, ffn.output) == ("add", "view_1")
+
+
+def test_keys_of_several_linears_are_the_largest_ones() -> None:
+    found = {name: site for name, site in sites(Beside(), WIDTH).items() if isinstance(site, Projection)}
+    assert list(found) == ["q", "k", "v", "o"]
+    assert [found[name].module for name in found] == [
+        "attention.query", "attention.spread", "attention.spread", "attention.out",
+    ]  # fmt: skip
+    assert found["q"].rows is None
+    assert found["k"].rows == (2, 3, 10, 11)
+    assert found["v"].rows == (4, 5, 6, 7, 12, 13, 14, 15)
+    assert found["v"].ones == (1,)
+
+
+def test_the_larger_of_two_feed_forwards() -> None:
+    ffn = sites(Twice(), WIDTH)["ffn"]
+    assert isinstance(ffn, Sublayer)
+    assert ffn.output == "wide_2"
+
+
+class Twice(nn.Module):
+    """A feed-forward, and a narrow one after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.Sequential(nn.Linear(WIDTH, 20), nn.ReLU(), nn.Linear(20, WIDTH))
+        self.narrow = nn.Sequential(nn.Linear(WIDTH, 3), nn.ReLU(), nn.Linear(3, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.wide(x)
+        made: Tensor = x + self.narrow(x)
+        return made

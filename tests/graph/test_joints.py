@@ -1,0 +1,139 @@
+"""A prefix in attentions that are written out: equal to the same sums by hand, and to a cache that holds its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from peftc.runtime import attach
+from peftc.trace import trace_model
+from tests.laws import emitted, move, spec
+from tests.zoo import Tiny, inputs
+
+LENGTH, HEADS, SPAN = 3, 4, 8
+_SIZES = {"n_embd": 32, "n_layer": 2, "n_head": HEADS, "bos_token_id": 1, "eos_token_id": 2}
+_LAYER = {"hidden_size": 32, "num_attention_heads": HEADS, "intermediate_size": 48, "max_position_embeddings": 40}
+TINY = {
+    tiny.name: tiny
+    for tiny in (
+        Tiny("megatron-bert", {**_LAYER, "num_hidden_layers": 2}, None),
+        Tiny("bloom", {"hidden_size": 32, "n_layer": 2, "n_head": HEADS}, "causal-lm", causal=True),
+        Tiny("codegen", {**_SIZES, "n_positions": 64, "rotary_dim": 4}, "causal-lm", causal=True),
+        Tiny(
+            "gpt_neo",
+            {"hidden_size": 32, "num_layers": 2, "num_heads": HEADS, "window_size": 4, "max_position_embeddings": 64,
+             "attention_types": [[["global", "local"], 1]], "bos_token_id": 1, "eos_token_id": 2},
+            "causal-lm", causal=True,
+        ),
+    )
+}  # fmt: skip
+
+
+@cache
+def bases(name: str) -> tuple[Any, Any]:
+    """A base, and the same with a prefix whose tables are no longer small."""
+    tiny = TINY[name]
+    base = tiny.model(attention="eager")
+    written = spec([{"method": "prefix", "length": LENGTH}], tiny)
+    model = attach(tiny.model(attention="eager"), emitted(written, trace_model(base))[1])
+    move((p for n, p in model.named_parameters() if "_prefix." in n), by=1.0)
+    return base, model
+
+
+def attentions(model: Any) -> list[Any]:
+    return [module for _, module in model.named_modules() if hasattr(module, "attention_prefix")]
+
+
+def apart(states: Tensor) -> Tensor:
+    """(…, length, width) by heads: (…, heads, length, span)."""
+    split: Tensor = states.unflatten(-1, (HEADS, SPAN)).transpose(-2, -3)
+    return split
+
+
+def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+    """softmax(query [P_K; key]' / sqrt(span) + [0, bias]) [P_V; value]."""
+    tables = [apart(table)[None].expand(len(query), -1, -1, -1) for table in module.attention_prefix()]
+    keys, values = (torch.cat(both, 2) for both in zip(tables, (key, value), strict=True))
+    scores = query @ keys.transpose(-1, -2) / SPAN**0.5
+    if bias is not None:
+        scores += torch.nn.functional.pad(bias.expand(*query.shape[:3], -1), (LENGTH, 0))
+    weights = torch.softmax(scores, -1)
+    mixed: Tensor = (weights @ values).transpose(1, 2).flatten(2)
+    return mixed
+
+
+def by_projections(module: Any, given: dict[str, Any]) -> Tensor:
+    query, key, value = (apart(part(given["hidden_states"])) for part in (module.query, module.key, module.value))
+    return attend(module, query, key, value, given["attention_mask"])
+
+
+def by_slopes(module: Any, given: dict[str, Any]) -> Tensor:
+    states = module.query_key_value(given["hidden_states"]).unflatten(-1, (HEADS, 3, SPAN))
+    query, key, value = (states[..., part, :].transpose(1, 2) for part in range(3))
+    slopes = given["alibi"].unflatten(0, (-1, HEADS))
+    made = module.dense(attend(module, query, key, value, slopes + given["attention_mask"]))
+    out: Tensor = made + given["residual"]
+    return out
+
+
+def called(model: Any, module: Any, given: dict[str, Any]) -> tuple[dict[str, Any], Tensor]:
+    """The arguments by name and the output of a module, where the model runs."""
+    seen: list[tuple[dict[str, Any], Tensor]] = []
+    names = ("hidden_states", "residual")
+
+    def see(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        seen.append(({**dict(zip(names, args, strict=False)), **kwargs}, output[0]))
+
+    with torch.no_grad():
+        handle = module.register_forward_hook(see, with_kwargs=True)
+        model(**given)
+        handle.remove()
+    return seen[0]
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(("name", "sums"), [("megatron-bert", by_projections), ("bloom", by_slopes)])
+def test_the_sums_by_hand(name: str, sums: Callable[[Any, dict[str, Any]], Tensor], padded: bool) -> None:
+    _, model = bases(name)
+    assert len(attentions(model)) == 2
+    for module in attentions(model):
+        given, found = called(model, module, inputs(model, padded, causal=TINY[name].causal))
+        torch.testing.assert_close(found, sums(module, given))
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_prefix_is_a_cache_of_its_tables(padded: bool) -> None:
+    """The base itself attends over both: tables in its cache, a mask that shows them, positions that do not count."""
+    base, model = bases("codegen")
+    given = inputs(base, padded, causal=True)
+    mask = given.get("attention_mask", torch.ones_like(given["input_ids"]))
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    cache = DynamicCache()
+    for index, module in enumerate(attentions(model)):
+        key, value = (apart(t)[None].expand(len(mask), -1, -1, -1) for t in module.attention_prefix())
+        cache.update(key, value, index)
+    seen = torch.cat([torch.ones_like(mask[:, :LENGTH]), mask], 1)
+    with torch.no_grad():
+        expected = base(given["input_ids"], attention_mask=seen, position_ids=positions, past_key_values=cache)[0]
+        found = model(**given, position_ids=positions)[0]
+        assert not torch.allclose(found[mask.bool()], base(**given, position_ids=positions)[0][mask.bool()], atol=1e-2)
+    torch.testing.assert_close(found[mask.bool()], expected[mask.bool()], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name, tiny in TINY.items() if tiny.causal])
+def test_cached_generation_is_uncached(name: str) -> None:
+    base, model = bases(name)
+    settings = {"do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6, "pad_token_id": 0}
+    settings |= {"output_scores": True, "return_dict_in_generate": True}
+    for padded in (False, True):
+        given = {**inputs(base, padded, causal=True), **settings}
+        cached, uncached = (model.generate(**given, use_cache=use) for use in (True, False))
+        assert torch.equal(cached.sequences, uncached.sequences)
+        torch.testing.assert_close(cached.scores[-1], uncached.scores[-1], atol=1e-4, rtol=1e-4)
+        assert not torch.equal(cached.scores[0], base.generate(**given).scores[0])

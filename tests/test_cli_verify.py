@@ -1,0 +1,31 @@
+"""Verifying an artifact from another folder than it was compiled in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import AutoConfig
+
+from peftc.cli_verify import verified
+from peftc.errors import PeftcError
+from peftc.spec.load import loads
+from tests.laws import emitted, trace
+from tests.zoo import named
+
+
+def test_a_base_that_is_a_relative_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message says where to run; a folder that is named from the root is never guessed at."""
+    tiny = named("bert")
+    AutoConfig.for_model(**tiny.config()).save_pretrained(tmp_path / "here" / "base")
+    (tmp_path / "elsewhere").mkdir()
+    for base, hinted in (("base", True), (str(tmp_path / "nothere"), False)):
+        text = {"name": "far", "base": {"model": base, "task": tiny.task}, "methods": [{"method": "lora"}]}
+        folder = emitted(loads(json.dumps(text)), trace(tiny))[1].write(tmp_path / "out")
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        with pytest.raises(PeftcError, match="the base's config cannot be read") as caught:
+            verified(folder, lambda stage: None)
+        (problem,) = caught.value.problems
+        assert problem.place is not None and problem.place.file == str(folder / "spec.json")
+        assert ("if base is a folder, verify in the working directory" in (problem.hint or "")) == hinted

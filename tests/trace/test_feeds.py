@@ -1,0 +1,84 @@
+"""What a model reads is found by its signature and config: ids, pixels and sound, alone or together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoConfig
+
+from peftc.trace import trace_model
+from peftc.trace.feeds import POINTS, feed
+from peftc.trace.model import from_config
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+IMAGE = {**SIZES, "image_size": 16, "patch_size": 8}
+TEXT = {**SIZES, "vocab_size": 61, "max_position_embeddings": 40}
+CROSS = {
+    "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "vocab_size": 61, "pad_token_id": 0,
+    "max_source_positions": 20, "max_target_positions": 24, "num_mel_bins": 8, "decoder_start_token_id": 1,
+}  # fmt: skip
+CLIP = {"projection_dim": 16, "text_config": TEXT, "vision_config": IMAGE}
+MODELS: dict[str, tuple[str | None, dict[str, Any]]] = {
+    "vit": (None, IMAGE),
+    "clip": (None, CLIP),
+    "whisper": ("speech-seq2seq", CROSS),
+    "wav2vec2": (None, {**SIZES, "conv_dim": [8] * 7, "num_conv_pos_embeddings": 4}),
+    "audio-spectrogram-transformer": (None, {**IMAGE, "max_length": 40, "num_mel_bins": 24}),
+    "speech_to_text": ("speech-seq2seq", {**CROSS, "input_feat_per_channel": 8, "conv_channels": 16}),
+    "llava": ("image-text-to-text", {"text_config": {**TEXT, "model_type": "llama"}, "vision_config": {
+        **IMAGE, "model_type": "clip_vision_model"}}),
+}  # fmt: skip
+
+
+def made(name: str) -> Any:
+    task, settings = MODELS[name]
+    return from_config(AutoConfig.for_model(name, **settings), task)
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs", "shape"),
+    [
+        ("vit", ["pixel_values"], [(2, 3, 16, 16), (3, 3, 32, 32)]),
+        ("clip", ["input_ids", "pixel_values"], [(2, 7), (3, 11)]),
+        ("whisper", ["input_features"], [(2, 8, 40), (3, 8, 40)]),
+        ("wav2vec2", ["input_values"], [(2, 2960), (3, 4240)]),
+        ("audio-spectrogram-transformer", ["input_values"], [(2, 40, 24), (3, 40, 24)]),
+        ("speech_to_text", ["input_features"], [(2, 72, 8), (3, 104, 8)]),
+        ("llava", ["input_ids"], [(2, 7), (3, 11)]),
+    ],
+)
+def test_what_a_model_reads(name: str, inputs: Sequence[str], shape: list[tuple[int, ...]]) -> None:
+    found = feed(made(name))
+    assert [i.name for i in found.inputs] == inputs
+    assert [found.inputs[0].shape(point) for point in POINTS] == shape
+
+
+def test_both_towers_of_a_model_for_pictures_and_text() -> None:
+    trace = trace_model(made("clip"))
+    assert trace.towers() == ("text", "vision")
+    assert all({"q", "k", "v", "o", "attention", "ffn"} <= set(layer.site_names()) for layer in trace.layers)
+
+
+def test_an_encoder_of_sound_and_its_decoder() -> None:
+    trace = trace_model(made("whisper"))
+    assert trace.towers() == ("encoder", "decoder")
+    assert all("cross.attention" in layer.site_names() for layer in trace.layers if layer.tower == "decoder")
+
+
+class Refusing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1, device="meta"))
+
+    def forward(self, input_ids: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+        raise ValueError(f"no {pixel_values.dim()}")
+
+
+def test_a_model_that_refuses_all_says_why() -> None:
+    with pytest.raises(ValueError, match="no 4"):
+        feed(Refusing())

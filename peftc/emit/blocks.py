@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from peftc.graph.branches import Guard, assume, choose, enter, inputs, leave
+from peftc.graph.branches import Guard, assume, choose, enter, inputs, is_flag, leave
 
 CHEAP = (getattr, operator.getitem, choose)
 
@@ -127,7 +127,7 @@ def _is_cheap_read(node: fx.Node) -> bool:
     if _hints(node):
         return False
     value = node.meta.get("value", (None,))[0]
-    return node.target is getattr or (node.target is operator.getitem and isinstance(value, int))
+    return node.target is getattr or is_flag(node) or (node.target is operator.getitem and isinstance(value, int))
 
 
 def _foldable(node: fx.Node, inline: set[fx.Node], root: dict[fx.Node, fx.Node], order: dict[fx.Node, int]) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from peftc.graph.branches import (
     base_forward,
     choose,
     given,
+    is_flag,
     lookup,
 )  # fmt: skip
 
@@ -106,13 +109,15 @@ class Printer:
             return f"{self.value(args[0], ATOM)}.{args[1]}", ATOM
         if target is choose:
             condition = args[0] if isinstance(args[0], str) else self.value(args[0], 1)
+            if is_flag(node):
+                return condition, 0
             return f"{self.value(args[1], 1)} if {condition} else {self.value(args[2], 1)}", 0
         if target is base_forward:
             return f"super().forward{self.call(args, node.kwargs)}", ATOM
         if target is lookup:
             self.globals.imports[INTERFACE] = f"from transformers.modeling_utils import {INTERFACE}"
             return f"{INTERFACE}.get_interface{self.call(args[:2], {})}", ATOM
-        return self.function(target) + self.call(args, given(node)), ATOM
+        return self.function(target) + self.call(args, _without_defaults(target, given(node))), ATOM
 
     def call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
         parts = self._items(args)
@@ -169,6 +174,16 @@ class Printer:
             return f"{self.globals.aliases[module]}.{name}"
         self.globals.imports[name] = f"from {module} import {name}"
         return str(name)
+
+
+def _without_defaults(function: Any, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The keywords of a call, without the defaults that torch's own functions add when they hand themselves on."""
+    if not isinstance(function, FunctionType) or function.__module__ != nn.functional.__name__:
+        return kwargs
+    parameters = inspect.signature(function).parameters
+    defaults = {name: parameters[name].default for name in kwargs if name in parameters}
+    said = [n for n, v in kwargs.items() if n not in defaults or type(v) is not type(defaults[n]) or v != defaults[n]]
+    return {name: kwargs[name] for name in said}
 
 
 def _unpacked(values: Sequence[Any]) -> tuple[fx.Node | None, int]:

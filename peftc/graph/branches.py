@@ -102,6 +102,11 @@ def choose(condition: Any, if_true: Any, if_false: Any) -> Any:
     raise AssertionError(f"choose({condition}) is printed, not run")
 
 
+def is_flag(node: fx.Node) -> bool:
+    """Whether a choice is its own condition: True where that holds, else False."""
+    return node.target is choose and isinstance(node.args[0], str) and node.args[1:] == (True, False)
+
+
 def assume(condition: Any, outcome: bool, message: str) -> None:
     """What tracing took for granted, as a value or as Python source: printed as a check that raises.  Never run."""
     raise AssertionError("assume() is printed, not run")

@@ -60,7 +60,8 @@ def _takes_use_cache(model: nn.Module) -> bool:
     """Whether a model may be told to keep a cache or not: by name, or as one of the settings that it hands on."""
     found = inspect.signature(type(model).forward).parameters
     hands_on = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in found.values())
-    return "use_cache" in found or (hands_on and getattr(model.config, "use_cache", None) is not None)
+    caches = "past_key_values" in found and getattr(model.config, "use_cache", None) is not None
+    return "use_cache" in found or (hands_on and caches)
 
 
 def _given(model: nn.Module, reads: Feed, point: Point, before: int, mask: bool) -> dict[str, Any]:
@@ -105,8 +106,8 @@ def is_causal(model: nn.Module) -> bool:
     reads = None if device.type == "meta" else feed(model)
     if reads is None or reads.ids is None:
         return False
-    point = Point(batch=2, length=4, past=0, source=4)
-    pair = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=device)
+    point = Point(batch=2, length=16, past=0, source=16)  # some models pool what they read, several times
+    pair = torch.tensor([[1, 2, 3, 4] * 4, [*[1, 2, 3, 4] * 3, 1, 2, 3, 5]], device=device)
     mode = model.training
     model.eval()
     with torch.no_grad():

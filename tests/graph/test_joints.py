@@ -47,7 +47,7 @@ def bases(name: str) -> tuple[Any, Any]:
 
 
 def attentions(model: Any) -> list[Any]:
-    return [module for _, module in model.named_modules() if hasattr(module, "attention_prefix")]
+    return [module for module in model.modules() if "attention_prefix" in dict(module.named_children())]
 
 
 def apart(states: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ UNSET: dict[str, Any] = {
     "num_experts_per_tok": 2, "moe_intermediate_size": 16,
 }  # fmt: skip
 WINDOWS = {
-    "embed_dim": 16, "hidden_size": 32, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4, "image_size": 32,
+    "embed_dim": 16, "hidden_size": 32, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4, "image_size": 64,
     "patch_size": 4, "pretrained_window_sizes": [0, 0],
 }  # fmt: skip
 OVERRIDES: dict[str, dict[str, Any]] = {

@@ -83,7 +83,9 @@ def _value(model: PreTrainedModel, *names: str, default: int) -> int:
 
 def _pixels(model: PreTrainedModel) -> Inputs:
     side, channels = _value(model, "image_size", default=32), _value(model, "num_channels", default=3)
-    return {"pixel_values": torch.randn(2, channels, side, side, generator=torch.Generator().manual_seed(7))}
+    frames = _value(model, "num_frames", default=0)
+    sizes = (2, *([frames] if frames else []), channels, side, side)
+    return {"pixel_values": torch.randn(sizes, generator=torch.Generator().manual_seed(7))}
 
 
 def _sounds(model: PreTrainedModel, main: str) -> Iterator[Inputs]:

@@ -35,10 +35,9 @@ class Looking(nn.Module):
         self.before, self.after, self.folded = before, after, folded
 
     def heads(self, x: Tensor) -> Tensor:
-        apart = x.unflatten(-1, (HEADS, SPAN)).transpose(1, 2)
-        if self.folded == "heads first":
-            return apart.transpose(0, 1).reshape(-1, x.shape[1], SPAN)
-        return apart.reshape(-1, x.shape[1], SPAN) if self.folded else apart
+        apart: Tensor = x.view(x.shape[0], x.shape[1], HEADS, SPAN).transpose(1, 2)
+        turned = apart.transpose(0, 1) if self.folded == "heads first" else apart
+        return turned.reshape(-1, x.shape[1], SPAN) if self.folded else apart
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = (self.heads(part(x)) for part in (self.query, self.key, self.value))

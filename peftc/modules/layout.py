@@ -14,7 +14,7 @@ def prefix_like(
 
     States may have batch and heads in one axis; turned, they end in (width, length).
     """
-    table = table.unflatten(-1, (heads, -1)).transpose(0, 1)[None]
+    table = table.to(states.device).unflatten(-1, (heads, -1)).transpose(0, 1)[None]
     table = table if gate is None else table * gate.reshape(-1, 1, 1, 1)
     batch = states.shape[0] if states.dim() == 4 else states.shape[0] // heads
     table = table.expand(batch, -1, -1, -1).to(states.dtype)

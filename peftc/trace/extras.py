@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import ast
 import inspect
+import operator
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any
+
+from torch import fx
+
+from peftc.trace.values import EXTRA
 
 READS = ("get", "pop", "setdefault")
 
@@ -46,3 +51,19 @@ def _keys(node: ast.AST, name: str) -> Iterator[ast.expr]:
 
 def _is(node: ast.expr, name: str) -> bool:
     return isinstance(node, ast.Name) and node.id == name
+
+
+def each_once(keywords: dict[str, Any]) -> dict[str, Any]:
+    """The keywords of a call without those that its own **kwargs hand on as well."""
+    extra = keywords.get(EXTRA)
+    if not isinstance(extra, fx.Node):
+        return keywords
+    return {name: value for name, value in keywords.items() if not _is_read(value, name, extra)}
+
+
+def _is_read(value: Any, name: str, extra: fx.Node) -> bool:
+    """Whether a value is what **kwargs have under a name: a read of it, or the constant that it was."""
+    if isinstance(value, fx.Node):
+        return value.target is operator.getitem and value.args == (extra, name)
+    given: dict[str, Any] = extra.meta["value"][0]
+    return name in given and given[name] is value

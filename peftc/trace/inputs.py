@@ -30,6 +30,7 @@ SCENARIOS = (
     Scenario(mask=True, cache="empty"),
     Scenario(mask=True, cache="filled"),
     Scenario(mask=True, cache="single"),
+    Scenario(mask=False, cache="empty"),
     Scenario(mask=False, cache="filled"),
 )
 
@@ -53,6 +54,8 @@ def inputs(model: nn.Module, scenario: Scenario, point: Point, run: Runner) -> d
     given = _after(model, now, before, scenario.mask, run) if before else _given(model, reads, now, 0, scenario.mask)
     if given is None:
         return None
+    if scenario.cache == "empty":
+        given |= _encoded(model, reads, given, run)
     return given | ({"use_cache": scenario.cache != "none"} if _takes_use_cache(model) else {})
 
 
@@ -79,19 +82,20 @@ def _after(model: nn.Module, point: Point, before: int, mask: bool, run: Runner)
     """What comes after earlier tokens: ids, the cache of what a first run saw, and what an encoder said."""
     reads = feed(model)
     first = _given(model, reads, replace(point, length=before), 0, mask)
+    encoded = _encoded(model, reads, first, run)
     with torch.no_grad(), run():
-        cache = getattr(model(**first, use_cache=True), "past_key_values", None)
+        cache = getattr(model(**first, **encoded, use_cache=True), "past_key_values", None)
     if cache is None:
         return None
     _fill_all(cache)
-    paired = is_paired(model)
-    given = _given(model, reads if paired else reads.later(), point, before, mask)
-    encoded = _encoded(model, reads, given, run) if paired and "encoder_outputs" in parameters(model) else {}
+    given = _given(model, reads if is_paired(model) else reads.later(), point, before, mask)
     return {**given, **encoded, "past_key_values": cache}
 
 
 def _encoded(model: Any, reads: Feed, given: dict[str, Any], run: Runner) -> dict[str, Any]:
-    """What the model's own encoder makes of its part of the inputs, as generation computes it once."""
+    """What the model's own encoder, where it has one, makes of its part of the inputs: generation asks it once."""
+    if not (is_paired(model) and "encoder_outputs" in parameters(model)):
+        return {}
     encoder, main = model.get_encoder(), reads.inputs[0].name
     own = {name: value for name, value in given.items() if name in parameters(encoder)}
     if main not in own:

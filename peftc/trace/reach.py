@@ -50,8 +50,8 @@ def _behind(outputs: list[torch.Tensor]) -> Iterator[nn.Parameter]:
     seen: set[Any] = set(waiting)
     while waiting:
         function: Any = waiting.pop()
-        if hasattr(function, "variable"):
-            yield function.variable
+        if (leaf := getattr(function, "variable", None)) is not None:
+            yield leaf
         following = {f for f, _ in function.next_functions if f is not None} - seen
         seen |= following
         waiting += following

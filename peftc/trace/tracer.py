@@ -19,7 +19,7 @@ from torch import fx, nn
 
 from peftc.graph.branches import SelfReference, assume, enter, leave
 from peftc.trace.absent import absent
-from peftc.trace.extras import reads, wanted
+from peftc.trace.extras import each_once, reads, wanted
 from peftc.trace.values import EXTRA, Answer, Argument, Point, TraceFailure, Value, evaluate, fail, is_plain
 
 OWN = tuple(f"{folder}/" for folder in (Path(torch.__file__).parent, Path(__file__).parent))
@@ -94,7 +94,7 @@ class Tracer(fx.proxy.TracerBase):
         self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *rest: Any, **more: Any
     ) -> Any:
         frame = sys._getframe(1)
-        lowered, keywords = self.create_arg(args), _once(self.create_arg(kwargs))
+        lowered, keywords = self.create_arg(args), each_once(self.create_arg(kwargs))
         points = self._evaluate(kind, target, lowered, keywords)
         if (constant := _constant(target, lowered, points)) is not None:
             return constant[0]
@@ -208,8 +208,9 @@ class Tracer(fx.proxy.TracerBase):
         return check.node
 
     def typed(self, value: Value, kinds: Any, outcome: bool) -> None:
-        """Emit a check of an argument's type, where it is no tensor and no number that the base itself makes."""
-        if value.node.op == "placeholder" and not is_plain(value.points[0]):
+        """Emit a check of an argument's type, or of a number's that was asked of one: a cache may count in a tensor."""
+        argument = value.node.op == "placeholder" and not is_plain(value.points[0])
+        if argument or (value.node.op == "call_method" and type(value.points[0]) is int):
             self.assume(self.create_proxy("call_function", builtins.isinstance, (value, kinds), {}), outcome)
 
     def agreed(self, value: Value, answers: list[Answer]) -> Answer:
@@ -234,22 +235,6 @@ class Tracer(fx.proxy.TracerBase):
                     if type(value) is Value:
                         _prepend(value.node.meta["names"], name)
             walk = walk.f_back
-
-
-def _once(keywords: dict[str, Any]) -> dict[str, Any]:
-    """The keywords of a call without those that its own **kwargs hand on as well."""
-    extra = keywords.get(EXTRA)
-    if not isinstance(extra, fx.Node):
-        return keywords
-    return {name: value for name, value in keywords.items() if not _is_read(value, name, extra)}
-
-
-def _is_read(value: Any, name: str, extra: fx.Node) -> bool:
-    """Whether a value is what **kwargs have under a name: a read of it, or the constant that it was."""
-    if isinstance(value, fx.Node):
-        return value.target is operator.getitem and value.args == (extra, name)
-    given: dict[str, Any] = extra.meta["value"][0]
-    return name in given and given[name] is value
 
 
 def _is_stacked(module: nn.Module) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -148,8 +148,9 @@ class UnitTracer:
         """Each way through the branches that the examples leave open; where one cannot be traced, its check stays."""
         ways: list[Against] = [frozenset()]
         sketches = {ways[0]: self._once(arguments, False, None)}
+        asked = _decisions(sketches[ways[0]], _asks_dtype)
         for way in ways:
-            for further in _further(sketches[way], way):
+            for further in _further([*asked, *_decisions(sketches[way], _asks_value)], way):
                 with suppress(*UNTRACEABLE):
                     sketches[further] = self._once(arguments, False, None, further)
                     ways.append(further)
@@ -202,23 +203,27 @@ class UnitTracer:
         return graph
 
 
-def open_decisions(graph: fx.Graph) -> list[Hashable]:
-    """The keys of the branches of a trace that ask for a dtype, or for a value that no example has."""
+def _decisions(graph: fx.Graph, open_: Callable[[fx.Node], bool]) -> list[Hashable]:
+    """The keys of the branches of a trace whose condition the examples leave open."""
     asked = [n for n in graph.nodes if n.target is assume and isinstance(n.args[0], fx.Node)]
-    return [n.meta["key"] for n in asked if _is_meta(n.args[0]) or any(_is_dtype(a) for a in n.args[0].args)]
+    return [n.meta["key"] for n in asked if open_(n.args[0])]
 
 
-def _further(graph: fx.Graph, way: Against) -> Iterator[Against]:
-    """A way that goes against one more of the branches of its trace, among those after its own."""
-    keys = open_decisions(graph)
+def _asks_dtype(condition: fx.Node) -> bool:
+    return any(_is_dtype(a) for a in condition.args)
+
+
+def _asks_value(condition: fx.Node) -> bool:
+    """Whether a condition is a number in a tensor, which no example has."""
+    value = condition.meta["value"][0]
+    return isinstance(value, torch.Tensor) and value.is_meta
+
+
+def _further(keys: list[Hashable], way: Against) -> Iterator[Against]:
+    """A way that goes against one more of these branches, among those after its own."""
     last = max([-1, *(keys.index(key) for key in way if key in keys)])
     for key in keys[last + 1 :]:
         yield way | {key}
-
-
-def _is_meta(node: fx.Node) -> bool:
-    value = node.meta["value"][0]
-    return isinstance(value, torch.Tensor) and value.is_meta
 
 
 def _is_dtype(value: object) -> bool:

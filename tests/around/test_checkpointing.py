@@ -28,7 +28,7 @@ def test_gradients_are_those_without(subject: Subject, first: str, reentrant: bo
     found = gradients(model, subject.given(padded=True))
     assert set(runs.values()) == {2}  # forward, and again in backward
     assert found.keys() == expected.keys() == {name for name, p in model.named_parameters() if p.requires_grad}
-    alike(found, expected)
+    alike(found, expected, 1e-4)
 
 
 def checkpoint(model: Any, reentrant: bool) -> None:

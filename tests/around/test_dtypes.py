@@ -67,7 +67,7 @@ def test_autocast(subject: Subject) -> None:
     assert got.keys() == wide.keys() and {g.dtype for g in got.values()} == {torch.float32}
     for name, gradient in got.items():
         cosine = torch.nn.functional.cosine_similarity(gradient.flatten(), wide[name].flatten(), dim=0)
-        assert gradient.isfinite().all() and (cosine > 0.9 or wide[name].norm() < 1e-4), name
+        assert gradient.isfinite().all() and (cosine > 0.8 or wide[name].norm() < 1e-4), name
 
 
 @subjects()

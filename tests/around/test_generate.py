@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
 import torch
 from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 
-from tests.around.subjects import GENERATING, Subject, alike, output, subjects
+from tests.around.subjects import GENERATING, RARE, Subject, alike, output, subjects
 
 NEW = 5
 WAYS: dict[str, dict[str, Any]] = {
@@ -37,6 +38,13 @@ def agree(one: Any, other: Any) -> None:
     alike(one.scores, other.scores, 1e-4)
 
 
+def refused(subject: Subject, cache: str) -> AbstractContextManager[object]:
+    """A base that asks whether a cache counts in a tensor, as no example did, says so under a static one."""
+    if cache == "static" and subject in RARE:
+        return pytest.raises(ValueError, match=r"for inputs of this kind: isinstance\(\w+, torch.Tensor\)")
+    return nullcontext()
+
+
 @EACH
 @PADDED
 @pytest.mark.parametrize("way", WAYS)
@@ -44,7 +52,8 @@ def agree(one: Any, other: Any) -> None:
 def test_without_effect_as_the_base(subject: Subject, cache: str, way: str, padded: bool) -> None:
     options = {**CACHES[cache], **WAYS[way]}
     given = subject.prompt(padded)
-    agree(generated(subject.neutral(), given, **options), generated(subject.base(), given, **options))
+    with refused(subject, cache):
+        agree(generated(subject.neutral(), given, **options), generated(subject.base(), given, **options))
 
 
 @EACH
@@ -53,8 +62,9 @@ def test_without_effect_as_the_base(subject: Subject, cache: str, way: str, padd
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 def test_cached_is_uncached(subject: Subject, cache: str, way: str, padded: bool) -> None:
     model, given = subject.moved(), subject.prompt(padded)
-    cached, plain = (generated(model, given, **CACHES[name], **WAYS[way]) for name in (cache, "none"))
-    agree(cached, plain)
+    plain = generated(model, given, **CACHES["none"], **WAYS[way])
+    with refused(subject, cache):
+        agree(generated(model, given, **CACHES[cache], **WAYS[way]), plain)
     assert not torch.allclose(plain.scores[0], generated(subject.base(), given, **WAYS[way]).scores[0])
 
 
@@ -105,6 +115,7 @@ def test_a_cache_of_the_user(subject: Subject) -> None:
     if model.config.is_encoder_decoder:
         cache = EncoderDecoderCache(cache, DynamicCache(config=config))
     plain = generated(model, given, **CACHES["none"])
-    agree(generated(model, given, past_key_values=cache), plain)
-    cache.reset()
-    agree(generated(model, given, past_key_values=cache), plain)
+    with refused(subject, "static"):
+        agree(generated(model, given, past_key_values=cache), plain)
+        cache.reset()
+        agree(generated(model, given, past_key_values=cache), plain)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from transformers import AutoConfig
 
 from peftc.trace import trace_model
 from peftc.trace.feeds import POINTS, feed
+from peftc.trace.inputs import SCENARIOS, inputs
+from peftc.trace.meta import shapes_only, values_as_zeros
 from peftc.trace.model import from_config
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
@@ -30,6 +33,9 @@ MODELS: dict[str, tuple[str | None, dict[str, Any]]] = {
     "wav2vec2": (None, {**SIZES, "conv_dim": [8] * 7, "num_conv_pos_embeddings": 4}),
     "audio-spectrogram-transformer": (None, {**IMAGE, "max_length": 40, "num_mel_bins": 24}),
     "speech_to_text": ("speech-seq2seq", {**CROSS, "input_feat_per_channel": 8, "conv_channels": 16}),
+    "switch_transformers": ("seq2seq-lm", {
+        "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4,
+        "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1, "num_experts": 2, "vocab_size": 61}),
     "llava": ("image-text-to-text", {"text_config": {**TEXT, "model_type": "llama"}, "vision_config": {
         **IMAGE, "model_type": "clip_vision_model"}}),
 }  # fmt: skip
@@ -68,6 +74,18 @@ def test_an_encoder_of_sound_and_its_decoder() -> None:
     trace = trace_model(made("whisper"))
     assert trace.towers() == ("encoder", "decoder")
     assert all("cross.attention" in layer.site_names() for layer in trace.layers if layer.tower == "decoder")
+
+
+@contextmanager
+def running() -> Iterator[None]:
+    with shapes_only(), values_as_zeros():
+        yield
+
+
+@pytest.mark.parametrize("name", ["whisper", "switch_transformers"])
+def test_a_cache_is_given_with_what_the_encoder_said(name: str) -> None:
+    found = [inputs(made(name), scenario, POINTS[0], running) for scenario in SCENARIOS if scenario.cache != "none"]
+    assert all(given is not None and "encoder_outputs" in given for given in found)
 
 
 class Refusing(nn.Module):

@@ -261,4 +261,4 @@ def test_a_twin_of_other_sizes_is_run() -> None:
 
 def test_what_a_check_says_is_in_the_graph() -> None:
     unit = next(unit for unit in trace_model(made(Asking)).units if unit.base is Asking)
-    assert [n.args[0] for n in unit.graph.nodes if n.target is assume] == ["kwargs.get('shift') is not None"]
+    assert [n.args[0] for n in unit.graph.nodes if n.target is assume] == ['kwargs.get("shift") is not None']

@@ -14,13 +14,14 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
+from types import MethodType, ModuleType, NoneType
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers.models.bert import modeling_bert as base
 
 # What this file was compiled against: sha256 of each source text.
@@ -122,12 +123,12 @@ class BertLayer(base.BertLayer):
         hidden_states = self.attention.output.dense(attention_output)
         hidden_states = self.attention.output.dropout(hidden_states)
         hidden_states = added(hidden_states, self.attention_adapter(hidden_states))  # adapter on attention_output
-        attention_output = self.attention.output.LayerNorm(hidden_states + input_tensor)
-        intermediate_output = self.intermediate(attention_output)
+        self_attention_output = self.attention.output.LayerNorm(hidden_states + input_tensor)
+        intermediate_output = self.intermediate(self_attention_output)
         hidden_states = self.output.dense(intermediate_output)
         hidden_states = self.output.dropout(hidden_states)
         hidden_states = added(hidden_states, self.ffn_adapter(hidden_states))  # adapter on ffn
-        return self.output.LayerNorm(hidden_states + attention_output)
+        return self.output.LayerNorm(hidden_states + self_attention_output)
 
 
 # Which class goes where, and which parameters train; {0-2, 5} stands for 0, 1, 2 and 5.
@@ -199,16 +200,24 @@ def report(title: str, complaints: Mapping[str, Collection[str]]) -> str:
     return "\n".join([title, *lines]) if lines else ""
 
 
-# Parts of a config that change no forward of the base: its labels are the compiled head's, the rest is the base's.
+# Parts of a config that make no other model: labels are the compiled head's; the rest, and dropout, is the base's.
 HEAD = {"id2label", "label2id", "problem_type", "num_labels"}
-FREE = HEAD | {"_name_or_path", "architectures", "auto_map", "dtype", "transformers_version", "use_cache"}
-# Which code runs the model, not which model: no part of a config's file.
-KERNELS = {"attn_implementation", "experts_implementation"}
+RECORDS = {"output_attentions", "output_hidden_states", "return_dict", "use_cache"}
+FILE = {"_name_or_path", "architectures", "auto_map", "dtype", "initializer_range", "transformers_version"}
+# How the model runs, not which model it is: handed on to transformers.
+KERNELS = {"attn_implementation", "experts_implementation", "quantization_config"}
 
 
 def tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from module.named_parameters()
     yield from module.named_buffers()
+
+
+def parts(tensor: Any) -> list[torch.Tensor]:
+    """The tensors that hold the bytes of one: itself, or those inside a quantised one."""
+    if not is_traceable_wrapper_subclass(tensor):
+        return [tensor]
+    return [part for name in tensor.__tensor_flatten__()[0] for part in parts(getattr(tensor, name))]
 
 
 def fresh(name: str, draw: Draw, std: float) -> torch.Tensor:
@@ -251,17 +260,27 @@ def known(config: Any, overrides: Mapping[str, Any]) -> dict[str, Any]:
     return {config.attribute_map.get(key, key): value for key, value in overrides.items()}
 
 
+def settings(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """What makes a config's model: values by key, those of a config inside it by a dotted one; no rate of dropout."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and key not in HEAD:
+            found |= settings(value, f"{above}{key}.")
+        elif key not in HEAD | RECORDS | FILE and not ("drop" in key and type(value) in (int, float, NoneType)):
+            found[above + key] = value
+    return found
+
+
 def base_config(config_class: Any, base: str | Path, at: Mapping[str, str], overrides: dict[str, Any]) -> Any:
-    """The base's own config with these overrides; ValueError where its architecture is not the compiled one."""
-    config = config_class.from_pretrained(base, **at)
+    """The base's own config with these overrides; ValueError where that makes another model than the compiled one."""
+    config, compiled = config_class.from_pretrained(base, **at), config_class.from_dict(CONFIG).to_dict()
     overrides = known(config, overrides)
-    theirs, ours = config.to_dict(), config_class.from_dict(CONFIG).to_dict()
-    pairs = {key: (theirs.get(key), ours.get(key)) for key in ours.keys() - FREE - overrides.keys()}
-    if different := [
-        f"{key} is {found!r}, not {wanted!r}" for key, (found, wanted) in pairs.items() if found != wanted
-    ]:
-        raise ValueError(report(f"{base} is not the base this file was compiled for", {"config": different}))
-    config.update({key: ours[key] for key in HEAD if key in ours} | overrides)
+    config.update({key: compiled[key] for key in HEAD if key in compiled} | overrides)
+    theirs, ours = settings(config.to_dict()), settings(compiled)
+    keys = ours.keys() | (theirs.keys() & overrides.keys())
+    if different := [key for key in keys if theirs.get(key) != ours.get(key)]:
+        told = [f"{key} is {theirs.get(key)!r}, not {ours.get(key)!r}" for key in different]
+        raise ValueError(report(f"{base} is not the base this file was compiled for", {"config": told}))
     return config
 
 
@@ -288,7 +307,28 @@ def unit_at(model: nn.Module, path: str) -> Any:
 def swap(path: str, module: nn.Module, unit: type[Any]) -> None:
     if type(module) is not unit.__bases__[0]:
         raise TypeError(f"{path} is {type(module)}, not {unit.__bases__[0]}: compiled for another model")
+    become(module, unit)
+
+
+def become(module: nn.Module, unit: type[Any]) -> None:
+    """Change a module's class, and with it the forward that accelerate's hooks have put aside."""
     module.__class__ = unit
+    if "_old_forward" in vars(module):
+        vars(module)["_old_forward"] = MethodType(unit.forward, module)
+
+
+def give(parameters: Mapping[str, nn.Parameter], values: Mapping[str, torch.Tensor]) -> None:
+    """Put other values into these parameters, unseen by autograd."""
+    for name, value in values.items():
+        parameters[name].data = value.to(parameters[name])
+    torch.clear_autocast_cache()
+
+
+def on_disk(model: Any, names: Collection[str]) -> list[str]:
+    """Those of these tensors that the model's device map has put on disk."""
+    placed = getattr(model, "hf_device_map", {})
+    above = {name: [p for p in placed if not p or f"{name}.".startswith(f"{p}.")] for name in names}
+    return [name for name, paths in above.items() if paths and placed[max(paths, key=len)] == "disk"]
 
 
 class Compiled(nn.Module):
@@ -304,6 +344,7 @@ class Compiled(nn.Module):
     def attach(self) -> None:
         """Swap the units' classes, build the additions (their values depend on seed and name alone), freeze."""
         dtype = DTYPE or next(p.dtype for p in self.parameters() if p.is_floating_point())
+        self.base_values: dict[str, torch.Tensor] = {}
         self.added = build(self, dtype, self.share)
         for pattern, unit in UNITS.items():
             for path, layer in expand(pattern):
@@ -332,10 +373,10 @@ class Compiled(nn.Module):
             for name, tensor in tensors(module):
                 if f"{path}.{name}" in names and not tensor.is_meta:
                     tensor.copy_(module.initial(name, Draw(f"{path}.{name}", tensor.shape)))
-        std = getattr(getattr(self, "config", None), "initializer_range", 0.02)
-        for name in set(names) - self.added_names():
-            tensor = self.get_parameter(name)
-            tensor.copy_(fresh(name, Draw(name, tensor.shape), std))
+        std, added = getattr(getattr(self, "config", None), "initializer_range", 0.02), self.added_names()
+        for name, parameter in self.named_parameters():
+            if name in names and name not in added:
+                parameter.copy_(fresh(name, Draw(name, parameter.shape), std))
 
     def freeze(self) -> None:
         """Let train exactly what the spec trains."""
@@ -347,21 +388,31 @@ class Compiled(nn.Module):
             parameters[name].requires_grad_(True)
 
     @classmethod
+    def is_custom_code(cls) -> bool:
+        """As the base: transformers renames and converts the tensors of its own models' checkpoints alone."""
+        return bool(next(c for c in cls.__mro__ if not issubclass(c, Compiled)).is_custom_code())
+
+    @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
         """As the base's, and frozen; what a checkpoint lacks of the additions or of a head gets its seeded values."""
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        missing, added = set(info["missing_keys"]) | model.__dict__.pop("_lacked", set()), model.added_names()
+        lacked, added = model.__dict__.pop("_lacked", set()), model.added_names()
+        missing = set(info["missing_keys"]) | lacked
         if absent := {name for name in missing - added if not model.in_head(name)}:
             raise ValueError(report(f"{args[0] if args else NAME} is no complete base", {"missing": absent}))
-        model.initialise(missing | (added - model.state_dict().keys()))
+        if lost := on_disk(model, lacked):
+            raise ValueError(report("no device_map can put new tensors on disk: dispatch later", {"new": lost}))
         model.freeze()
         return (model, {**info, "missing_keys": missing}) if output_loading_info else model
 
     def _adjust_missing_and_unexpected_keys(self, found: Any) -> None:
-        """Keep out of transformers' report what gets its first values here: it is no complaint."""
+        """Give what a checkpoint lacks its first values, before any is moved off; it is no complaint of its own."""
         super()._adjust_missing_and_unexpected_keys(found)
-        self._lacked = set(found.missing_keys) & (self.added_names() | self.kept().keys())
+        added = self.added_names()
+        fresh = {name for name in found.missing_keys if name in added or self.in_head(name)}
+        self.initialise(fresh | (added - self.state_dict().keys()))
+        self._lacked = set(found.missing_keys) & (added | self.kept().keys())
         found.missing_keys -= self._lacked
 
     @classmethod
@@ -376,7 +427,7 @@ class Compiled(nn.Module):
     ) -> Any:
         """This model on the weights of a base: a folder or a hub id.  ValueError where the base is another one.
 
-        Overrides are keys of the base's config, or `attn_implementation` and the like.
+        Overrides are keys of the base's config that change no forward (labels, dropout, …), or what `KERNELS` names.
         """
         at: dict[str, Any] = {"revision": revision} if revision else {}
         kernels = {key: config_overrides.pop(key) for key in KERNELS & config_overrides.keys()}
@@ -387,6 +438,7 @@ class Compiled(nn.Module):
             raise ValueError(report(f"{base} does not fit the config", {"of another shape": other}))
         if unknown := {name for name in info["unexpected_keys"] if not model.in_head(name)}:
             warnings.warn(report(f"{base}: tensors that this model has no place for", {"left": unknown}), stacklevel=2)
+        model.remember_base()
         return model
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
@@ -408,9 +460,12 @@ class Compiled(nn.Module):
         kept = self.kept()
         frozen = [(name, p.detach()) for name, p in self.named_parameters() if name not in kept]
         digest = hashlib.sha256()
+        if away := {name for name, p in self.named_parameters() if p.is_meta}:
+            raise ValueError(report("first accelerate.hooks.remove_hook_from_submodules(model)", {"offloaded": away}))
         for name, p in sorted(frozen, key=lambda item: item[0]):
             digest.update(f"{name} {p.dtype} {tuple(p.shape)}".encode())
-            digest.update(p.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            for part in parts(p):
+                digest.update(part.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     def identity(self) -> dict[str, str]:
@@ -419,11 +474,11 @@ class Compiled(nn.Module):
 
     def save_adapter(self, directory: str | Path) -> None:
         """Write what was added or trains: adapter.safetensors, and adapter.json which says for which plan and base."""
-        folder = Path(directory)
+        folder, identity = Path(directory), self.identity()
         folder.mkdir(parents=True, exist_ok=True)
         weights = save({name: p.detach().cpu().contiguous() for name, p in self.kept().items()})
         facts = {
-            **self.identity(),
+            **identity,
             "dtype": str(DTYPE),
             "sha256": hashlib.sha256(weights).hexdigest(),
             "tensors": {name: {"dtype": str(p.dtype), "shape": list(p.shape)} for name, p in self.kept().items()},
@@ -456,20 +511,35 @@ class Compiled(nn.Module):
         trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
         print(f"trainable params: {trained:,} || all params: {total:,} || trainable%: {100 * trained / total:.4f}")
 
+    def in_place(self) -> dict[str, nn.Parameter]:
+        """The parameters of the base, its head left out, that train."""
+        parameters, added = dict(self.named_parameters()), self.added_names()
+        return {n: parameters[n] for n in trained_names() if n not in added and not self.in_head(n)}
+
+    def remember_base(self) -> None:
+        """Keep the values of the base's vectors that train, for `disable_adapter`; matrices would be a second base."""
+        vectors = {name: p.detach() for name, p in self.in_place().items() if p.dim() < 2 and not p.is_meta}
+        self.base_values = {name: p.to("cpu", copy=True) for name, p in vectors.items()}
+
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
-        """The base's own forwards inside a `with`; parameters of the base that were trained stay as they are."""
-        added = self.added_names()
-        if changed := [name for name in trained_names() if name not in added and not self.in_head(name)]:
-            warnings.warn(report("trained in place, not disabled", {"base": changed}), stacklevel=3)
+        """The base inside a `with`: its own forwards, and its own values of what trains; a head stays as it is."""
+        present = {name: p for name, p in self.in_place().items() if not p.is_meta}
+        values = {name: value for name, value in self.base_values.items() if name in present}
+        if unknown := self.in_place().keys() - values.keys():
+            known = "not switched off: only from_base and peftc.attach know the base's values, and keep vectors alone"
+            warnings.warn(report(known, {"trained": unknown}), stacklevel=3)
         units = [(module, type(module)) for module in self.modules() if type(module) in UNITS.values()]
-        for module, unit in units:
-            module.__class__ = unit.__bases__[0]
+        trained = {name: present[name].data for name in values}
         try:
+            for module, unit in units:
+                become(module, unit.__bases__[0])
+            give(present, values)
             yield
         finally:
             for module, unit in units:
-                module.__class__ = unit
+                become(module, unit)
+            give(present, trained)
 
 
 class BertForSequenceClassification(Compiled, base.BertForSequenceClassification):

@@ -20,6 +20,7 @@ from torch import fx, nn
 from peftc.graph.branches import SelfReference, assume, enter, leave
 from peftc.trace.absent import absent
 from peftc.trace.extras import each_once, reads, wanted
+from peftc.trace.state import held, restored
 from peftc.trace.values import EXTRA, Answer, Argument, Point, TraceFailure, Value, evaluate, fail, is_plain
 
 OWN = tuple(f"{folder}/" for folder in (Path(torch.__file__).parent, Path(__file__).parent))
@@ -146,8 +147,10 @@ class Tracer(fx.proxy.TracerBase):
         mark = self.create_proxy("call_function", enter, (path, args, kwargs), {})
         forward, extra = type(module).forward, kwargs.get(EXTRA)
         try:
-            kwargs = kwargs | self._read(extra, wanted(forward, args, kwargs))
+            kwargs, before = kwargs | self._read(extra, wanted(forward, args, kwargs)), held(module)
             result = forward(module, *args, **kwargs)
+            if written := restored(module, before):
+                fail(f"{path} sets {', '.join(written)}")
             if type(result) is Value and result.points[0] is None:
                 fail(f"{path} returns what is not there")
             self.create_proxy("call_function", leave, (path, result), {})

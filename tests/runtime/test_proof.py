@@ -100,3 +100,34 @@ class Silent(modules.PrefixTrunk):
     def forward(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         key, value = super().forward(index)
         return key.detach(), value.detach()
+
+
+SWITCH = """
+name: proven
+base:
+  config: {model_type: switch_transformers, d_model: 32, d_kv: 8, d_ff: 64, num_layers: 2, num_decoder_layers: 2,
+    num_heads: 4, num_experts: 2, vocab_size: 64, num_sparse_encoder_layers: 1, num_sparse_decoder_layers: 1}
+  task: seq2seq-lm
+methods:
+"""
+FNET = """
+name: proven
+base:
+  config: {model_type: fnet, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, vocab_size: 64}
+  task: masked-lm
+methods:
+"""
+LIMIT = "; in float32 alone, for its own forward does not run in bfloat16"
+
+
+def test_a_base_that_runs_in_float32_alone(tmp_path: Path) -> None:
+    """Its mixing is a Fourier transform, which torch has no bfloat16 for."""
+    lines = prove(program_of(tmp_path, FNET + "  - method: adapter\n")).lines
+    assert f"FNetLayer: without additions equal to FNetLayer, bit for bit, gradients too{LIMIT}" in lines
+
+
+def test_a_module_that_sets_its_own_attributes_stays_a_call(tmp_path: Path) -> None:
+    """Such a router makes its weights float32 when it runs: inlined, it would not."""
+    proof = prove(program_of(tmp_path, SWITCH + "  - method: adapter\n"))
+    assert not any(line.endswith(LIMIT) for line in proof.lines)
+    assert sum("bit for bit, gradients too" in line for line in proof.lines) == 4

@@ -28,7 +28,8 @@ class Attending(nn.Module):
 
     def forward(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         q, k, v = (p(x).unflatten(-1, (2, 4)).transpose(1, 2) for p in (self.query, self.key, self.value))
-        return self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        result: torch.Tensor = self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return result
 
 
 class Block(nn.Module):
@@ -40,7 +41,8 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         x = x + self.attention(x)
-        return x + self.down(torch.relu(self.up(self.prepared(x, **kwargs))))
+        result: torch.Tensor = x + self.down(torch.relu(self.up(self.prepared(x, **kwargs))))
+        return result
 
     def prepared(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         return x
@@ -57,7 +59,8 @@ class Net(nn.Module):
         x = self.embedding(ids)
         for block in self.blocks:
             x = block(x, **self.given)
-        return x
+        result: torch.Tensor = x
+        return result
 
 
 def made(kind: type[nn.Module], given: dict[str, Any] | None = None) -> Net:
@@ -83,7 +86,8 @@ class Activated(Block):
     """Calls a module that it makes on the way."""
 
     def prepared(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        return nn.Softmax(dim=-1)(x)
+        result: torch.Tensor = nn.Softmax(dim=-1)(x)
+        return result
 
 
 class Making(Block):
@@ -109,7 +113,8 @@ class Operating(Block):
     """Calls an operator of torch by its full name."""
 
     def prepared(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        return torch.ops.aten.tanh(x)
+        result: torch.Tensor = torch.ops.aten.tanh(x)
+        return result
 
 
 @pytest.mark.parametrize("kind", [Block, Activated, Making, Scaled, Operating])
@@ -130,7 +135,8 @@ class Routed(Block):
         self.router = Router()
 
     def prepared(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        return self.router(x)
+        result: torch.Tensor = self.router(x)
+        return result
 
 
 class Router(nn.Module):
@@ -192,7 +198,8 @@ class Handing(Block):
         self.inner = Shifting()
 
     def prepared(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        return self.inner(x, **kwargs)
+        result: torch.Tensor = self.inner(x, **kwargs)
+        return result
 
 
 class Shifting(nn.Module):
@@ -201,7 +208,8 @@ class Shifting(nn.Module):
         self.norm = nn.LayerNorm(WIDTH)
 
     def forward(self, x: torch.Tensor, shift: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
-        return self.norm(x) if shift is None else self.norm(x + shift)
+        result: torch.Tensor = self.norm(x) if shift is None else self.norm(x + shift)
+        return result
 
 
 def test_keywords_that_are_handed_on_are_followed() -> None:

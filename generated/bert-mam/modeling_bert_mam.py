@@ -247,7 +247,8 @@ class BertLayer(base.BertLayer):
         self_attention_output, _ = self.attention(hidden_states, attention_mask, past_key_values=None, **kwargs)
         intermediate_output = self.intermediate(self_attention_output)
         hidden_states = self.output.dense(intermediate_output)
-        hidden_states = added(self.output.dropout(hidden_states), self.ffn_adapter(self_attention_output))  # adapter on ffn
+        # adapter on ffn
+        hidden_states = added(self.output.dropout(hidden_states), self.ffn_adapter(self_attention_output))
         return self.output.LayerNorm(hidden_states + self_attention_output)
 
 

@@ -121,9 +121,7 @@ class LlamaAttention(base.LlamaAttention):
             dropout=0.05,
         )
 
-    def forward(
-        self, hidden_states, position_embeddings=None, attention_mask=None, past_key_values=None, **kwargs
-    ):
+    def forward(self, hidden_states, position_embeddings=None, attention_mask=None, past_key_values=None, **kwargs):
         input_shape = hidden_states.shape[:-1]
         q_proj = added(self.q_proj(hidden_states), self.q_proj_lora(hidden_states))  # lora on q
         query_states = q_proj.view((*input_shape, -1, self.head_dim)).transpose(1, 2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-WIDTH = 108
+WIDTH = 112  # of a forward's own lines
 INDENT = "    "
 OPEN, CLOSE = "([{", ")]}"
 
@@ -13,31 +13,31 @@ def indented(lines: Sequence[str]) -> list[str]:
     return [INDENT + line if line else line for line in lines]
 
 
-def commented(lines: list[str], comment: str | None) -> list[str]:
+def commented(lines: list[str], comment: str | None, width: int = WIDTH) -> list[str]:
     """The comment behind the first line where it fits, above it otherwise."""
     if not comment:
         return lines
-    if len(lines) == 1 and len(lines[0]) + len(comment) + 4 <= WIDTH + 8:
+    if len(lines) == 1 and len(lines[0]) + len(comment) + 4 <= width:
         return [f"{lines[0]}  # {comment}"]
     return [f"# {comment}", *lines]
 
 
-def wrapped(text: str) -> list[str]:
+def wrapped(text: str, width: int = WIDTH) -> list[str]:
     """A statement in one line, or broken inside its outermost last bracket."""
-    if len(text) <= WIDTH or (span := _outermost(text)) is None:
+    if len(text) <= width or (span := _outermost(text)) is None:
         return [text]
     start, end = span
     items = _split(text[start + 1 : end])
     head, tail = text[: start + 1], text[end:]
     one = INDENT + ", ".join(items)
-    if len(one) < WIDTH and not any("\n" in i for i in items):
+    if len(one) < width and not any("\n" in i for i in items):
         comma = "," if len(items) > 1 and not items[-1].startswith("**") else ""
         return [head, one + comma, tail] if not comma else [head, one, tail]
-    return [head, *(INDENT + line for item in items for line in _item(item)), tail]
+    return [head, *(INDENT + line for item in items for line in _item(item, width - len(INDENT))), tail]
 
 
-def _item(item: str) -> list[str]:
-    lines = wrapped(item) if len(item) + 5 > WIDTH else [item]
+def _item(item: str, width: int) -> list[str]:
+    lines = wrapped(item, width - 1)
     return [*lines[:-1], lines[-1] + ","]
 
 

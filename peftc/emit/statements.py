@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from peftc.emit.blocks import Branch, Item, Statement, blocks
 from peftc.emit.expressions import BINARY, Globals, Printer
-from peftc.emit.layout import commented, indented, wrapped
+from peftc.emit.layout import INDENT, WIDTH, commented, indented, wrapped
 from peftc.emit.literal import literal
 from peftc.emit.names import Names
 from peftc.graph.branches import assume
@@ -65,8 +65,8 @@ def _signature(base: type[nn.Module]) -> list[str]:
 class _Lines:
     """Prints items, given the printer of expressions and the variables' names."""
 
-    def __init__(self, printer: Printer, names: Names) -> None:
-        self.printer, self.names = printer, names
+    def __init__(self, printer: Printer, names: Names, width: int = WIDTH) -> None:
+        self.printer, self.names, self.width = printer, names, width
 
     def items(self, items: Sequence[Item]) -> list[str]:
         lines: list[str] = []
@@ -77,20 +77,20 @@ class _Lines:
     def _statement(self, statement: Statement) -> list[str]:
         node = statement.node
         if node.op == "output":
-            return wrapped(f"return {self._returned(node.args[0])}")
+            return wrapped(f"return {self._returned(node.args[0])}", self.width)
         if node.target is assume:
             return self._check(node)
         if node.target is operator.setitem:
             subject, key, item = (self.printer.value(a, 10) for a in node.args)
-            return wrapped(f"{subject}[{key}] = {item}")
+            return wrapped(f"{subject}[{key}] = {item}", self.width)
         value = self.printer.value(node) if node.op == "placeholder" else self.printer.node(node)
         if statement.targets:
             left = ", ".join(self._target(t) for t in statement.targets)
             left += "," if len(statement.targets) == 1 else ""
         else:
             left = self._target(node)
-        lines = wrapped(value if left == "_" else f"{left} = {value}")
-        return commented(lines, node.meta.get("comment"))
+        lines = wrapped(value if left == "_" else f"{left} = {value}", self.width)
+        return commented(lines, node.meta.get("comment"), self.width)
 
     def _target(self, node: fx.Node | None) -> str:
         return "_" if node is None or not self.names.used(node) else self.names[node]
@@ -105,11 +105,13 @@ class _Lines:
         failing = negated(text) if outcome else text
         said = f"{message}: {failing}"
         said = said if isinstance(condition, fx.Node) and len(said) <= SAID else str(message)
-        return [*wrapped(f"if {failing}:"), *indented(wrapped(f"raise ValueError({literal(said)})"))]
+        raised = wrapped(f"raise ValueError({literal(said)})", self.width - len(INDENT))
+        return [*wrapped(f"if {failing}:", self.width), *indented(raised)]
 
     def _branch(self, branch: Branch) -> list[str]:
-        true = self.items(branch.if_true) + self._assigned(branch, 1)
-        false = self.items(branch.if_false) + self._assigned(branch, 2)
+        inside = _Lines(self.printer, self.names, self.width - len(INDENT))
+        true = inside.items(branch.if_true) + inside._assigned(branch, 1)
+        false = inside.items(branch.if_false) + inside._assigned(branch, 2)
         condition = branch.condition if isinstance(branch.condition, str) else self.printer.value(branch.condition)
         if not true:
             true, false, condition = false, [], negated(condition)
@@ -124,7 +126,7 @@ class _Lines:
         for phi in branch.phis:
             value = self.printer.value(phi.args[side])
             if value != self.names[phi]:
-                lines += wrapped(f"{self.names[phi]} = {value}")
+                lines += wrapped(f"{self.names[phi]} = {value}", self.width)
         return lines
 
 

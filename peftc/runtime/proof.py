@@ -84,7 +84,8 @@ def _shown(program: Program, bodies: Sequence[Body]) -> Iterator[Line]:
 def _lines(body: Body, runs: Sequence[UnitRun], versions: Sequence[ModuleType]) -> Iterator[Line]:
     base, (bare, neutral, full) = body.unit.base.__name__, versions
     if not all(run.calls for run in runs):
-        yield Line(body.name, "not run: no forward of the model calls it", 0)
+        left = "its own forward does not run by itself" if any(run.left for run in runs) else "no forward calls it"
+        yield Line(body.name, f"not run: {left}", 0)
         return
     equal, same = sum(run.equal(bare) for run in runs[:1]), sum(run.identity(neutral) for run in runs)
     yield Line(body.name, f"without additions equal to {base}, bit for bit, gradients too{_limit(runs[0])}", equal)
@@ -98,7 +99,9 @@ def _lines(body: Body, runs: Sequence[UnitRun], versions: Sequence[ModuleType]) 
 
 
 def _limit(run: UnitRun) -> str:
-    return "" if run.cases() == CASES else "; in float32 alone, for its own forward does not run in bfloat16"
+    wide = "" if run.cases() == CASES else "; in float32 alone, for its own forward does not run in bfloat16"
+    left = f"; {run.left} of {run.left + len(run.calls)} calls left out, on which its own forward does not run"
+    return wide + (left if run.left else "")
 
 
 def _distinct(program: Program, body: Body) -> list[str]:

@@ -47,11 +47,16 @@ class UnitRun:
     path: str
     module: nn.Module
     calls: Sequence[tuple[str, Recorded]]
+    left: int
 
     @classmethod
     def at(cls, program: Program, body: Body, path: str, found: Recordings) -> UnitRun:
+        """With the calls on which the base itself runs and has gradients; `left` counts the others."""
         meta = program.plan.trace.model.get_submodule(path)
-        return cls(program, body, path, real_module(meta, 7), tuple(found.calls(meta)))
+        module, calls = real_module(meta, 7), tuple(found.calls(meta))
+        base = copy.deepcopy(module).eval()
+        able = tuple((what, call) for what, call in calls if _runs(base, call, CASES[0]))
+        return cls(program, body, path, module, able, len(calls) - len(able))
 
     @property
     def exact(self) -> bool:
@@ -71,12 +76,10 @@ class UnitRun:
 
     def cases(self) -> tuple[Case, ...]:
         """All cases; those in float32 where the base's own forward, which may keep some of its weights so, needs it."""
-        try:
-            for case in (case for case in CASES if case.dtype != torch.float32):
-                _run(self._real(case), self.calls[0][1], case)
-        except RuntimeError:
-            return tuple(case for case in CASES if case.dtype == torch.float32)
-        return CASES
+        narrow = [case for case in CASES if case.dtype != torch.float32]
+        if all(_runs(self._real(case), self.calls[0][1], case) for case in narrow):
+            return CASES
+        return tuple(case for case in CASES if case not in narrow)
 
     def identity(self, emitted: ModuleType) -> int:
         """Outputs of the emitted class whose additions have no effect, against the base's; they draw no dropout."""
@@ -192,6 +195,15 @@ def _run(module: nn.Module, call: Recorded, case: Case, freeze: bool = True) -> 
         outputs = type(module).forward(module, **named, **extra)
     _backward(_tensors(outputs))
     return outputs, [p.grad for p in module.parameters() if p.grad is not None]
+
+
+def _runs(module: nn.Module, call: Recorded, case: Case) -> bool:
+    """Whether the base's own module runs so, backwards too."""
+    try:
+        _run(module, call, case)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _backward(outputs: Iterable[torch.Tensor]) -> None:

@@ -55,7 +55,7 @@ class Filler:
             return type(value)(self(item) for item in value)
         if isinstance(value, dict):
             return {key: self(item) for key, item in value.items()}
-        if type(value).__module__.startswith("transformers.cache_utils"):
+        if any(base.__module__.startswith("transformers.cache_utils") for base in type(value).__mro__):
             filled = copy.copy(value)
             vars(filled).update({key: self(item) for key, item in vars(value).items()})
             return filled

@@ -119,7 +119,7 @@ class _Chain:
         if not read or dataflow.name_of(node) in REDUCING:
             return None  # one number for a query: nothing that is there for each key
         images = {self.images[n] for n in read}
-        others = [n for n in tensors(node) if n not in self.images]
+        others = [n for n in tensors(node) if n not in self.images and dataflow.name_of(node) != "type_as"]
         known = not others if node.target is choose else len(read) == 1 and self._is_known(node, read[0], others)
         if not known or any(_changes(user) for n in read for user in n.users):
             return f"its scores pass {dataflow.name_of(node)} on their way to the softmax"
@@ -176,7 +176,7 @@ def _per_key(other: fx.Node, node: fx.Node) -> bool:
 
 def _unpassed(view: View, node: fx.Node, weights: set[fx.Node]) -> str | None:
     """The reason why the weights of more keys could not pass a node, or None."""
-    others = [n for n in tensors(node) if n not in weights]
+    others = [n for n in tensors(node) if n not in weights and dataflow.name_of(node) != "type_as"]
     scales = dataflow.name_of(node) in SCALING and not any(_per_key(n, node) for n in others)
     moves = dataflow.is_move(node) and (_is_item(node) or _keeps_last(node))
     if node.target is choose or not dataflow.holds_tensor(node) or _is_plain(view, node) or scales or moves:

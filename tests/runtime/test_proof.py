@@ -117,17 +117,16 @@ base:
   task: masked-lm
 methods:
 """
-LIMIT = "; in float32 alone, for its own forward does not run in bfloat16"
 
 
 def test_a_base_that_runs_in_float32_alone(tmp_path: Path) -> None:
     """Its mixing is a Fourier transform, which torch has no bfloat16 for."""
     lines = prove(program_of(tmp_path, FNET + "  - method: adapter\n")).lines
-    assert f"FNetLayer: without additions equal to FNetLayer, bit for bit, gradients too{LIMIT}" in lines
+    equal = "FNetLayer: without additions equal to FNetLayer, bit for bit, gradients too"
+    assert f"{equal}; 4 of 12 runs left out, in which its own forward fails" in lines
 
 
 def test_a_module_that_sets_its_own_attributes_stays_a_call(tmp_path: Path) -> None:
     """Such a router makes its weights float32 when it runs: inlined, it would not."""
-    proof = prove(program_of(tmp_path, SWITCH + "  - method: adapter\n"))
-    assert not any(line.endswith(LIMIT) for line in proof.lines)
-    assert sum("bit for bit, gradients too" in line for line in proof.lines) == 4
+    lines = prove(program_of(tmp_path, SWITCH + "  - method: adapter\n")).lines
+    assert sum(line.endswith("bit for bit, gradients too") for line in lines) == 4

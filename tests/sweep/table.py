@@ -34,8 +34,7 @@ proof that a compile runs.  **loaded**: the emitted files, loaded from a folder 
 model.  **no place**: the model has no such site (no attention, no bias, …).  **peft** is huggingface/peft with its own
 defaults on the same model: attached, with an effect, and with a gradient in everything that it trains.
 
-A row is as old as its last run: most rows here are older than the compiler beside them, and types without a row have
-not run yet.
+A row is as old as its last run, which may be older than the compiler beside it; types without a row have not run yet.
 """
 
 

@@ -199,6 +199,25 @@ def added(x: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
     return (x + delta).to(x.dtype)
 
 
+def prefix_like(
+    table: torch.Tensor,
+    states: torch.Tensor,
+    heads: int,
+    gate: torch.Tensor | None = None,
+    turned: bool = False,
+) -> torch.Tensor:
+    """Keys or values (length, heads * width) as (batch, heads, length, width), or as `states` have it; times a gate.
+
+    States may have batch and heads in one axis; turned, they end in (width, length).
+    """
+    table = table.to(states.device).unflatten(-1, (heads, -1)).transpose(0, 1)[None]
+    table = table if gate is None else table * gate.reshape(-1, 1, 1, 1)
+    batch = states.shape[0] if states.dim() == 4 else states.shape[0] // heads
+    table = table.to(states.dtype).expand(batch, -1, -1, -1)
+    table = table.transpose(-1, -2) if turned else table
+    return table.reshape(*states.shape[:-2], *table.shape[-2:])
+
+
 def with_prefix(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -214,13 +233,11 @@ def with_prefix(
     None under causal attention means what torch's `is_causal` means, that query i sees the keys 0 to i: the keys of a
     static cache go on beyond the last query.
     """
-    batch, heads, keys = key.shape[:3]
+    heads, keys = key.shape[1:3]
     length, queries = prefix[0].shape[0], query.shape[2]
 
     def joined(table: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        table = table.to(states.device).unflatten(-1, (heads, -1)).transpose(0, 1)[None]
-        table = table if gate is None else table * gate.reshape(-1, 1, 1, 1)
-        return torch.cat([table.to(states.dtype).expand(batch, -1, -1, -1), states], dim=2)
+        return torch.cat([prefix_like(table, states, heads, gate), states], dim=2)
 
     if mask is None and causal and queries > 1:
         blocked = torch.finfo(query.dtype).min
@@ -711,9 +728,10 @@ class Compiled(nn.Module):
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
         """The base inside a `with`: its own forwards, and its own values of what trains; a head stays as it is."""
-        present = {name: p for name, p in self.in_place().items() if not p.is_meta}
+        changed = self.in_place()
+        present = {name: p for name, p in changed.items() if not p.is_meta}
         values = {name: value for name, value in self.base_values.items() if name in present}
-        if unknown := self.in_place().keys() - values.keys():
+        if unknown := changed.keys() - values.keys():
             known = "not switched off: only from_base and peftc.attach know the base's values, and keep vectors alone"
             warnings.warn(report(known, {"trained": unknown}), stacklevel=3)
         units = [(module, type(module)) for module in self.modules() if type(module) in UNITS.values()]

@@ -236,9 +236,10 @@ class Compiled(nn.Module):
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
         """The base inside a `with`: its own forwards, and its own values of what trains; a head stays as it is."""
-        present = {name: p for name, p in self.in_place().items() if not p.is_meta}
+        changed = self.in_place()
+        present = {name: p for name, p in changed.items() if not p.is_meta}
         values = {name: value for name, value in self.base_values.items() if name in present}
-        if unknown := self.in_place().keys() - values.keys():
+        if unknown := changed.keys() - values.keys():
             known = "not switched off: only from_base and peftc.attach know the base's values, and keep vectors alone"
             warnings.warn(report(known, {"trained": unknown}), stacklevel=3)
         units = [(module, type(module)) for module in self.modules() if type(module) in UNITS.values()]

@@ -31,8 +31,7 @@ def wrapped(text: str, width: int = WIDTH) -> list[str]:
     head, tail = text[: start + 1], text[end:]
     one = INDENT + ", ".join(items)
     if len(one) < width and not any("\n" in i for i in items):
-        comma = "," if len(items) > 1 and not items[-1].startswith("**") else ""
-        return [head, one + comma, tail] if not comma else [head, one, tail]
+        return [head, one, tail]
     return [head, *(INDENT + line for item in items for line in _item(item, width - len(INDENT))), tail]
 
 

@@ -55,6 +55,11 @@ def sources(node: fx.Node) -> list[fx.Node]:
         return []
     if _written(node) is not None:
         return [n for n in node.all_input_nodes[1:] if holds_tensor(n)]
+    return tensors(node)
+
+
+def tensors(node: fx.Node) -> list[fx.Node]:
+    """The tensors that a node reads, each once."""
     return [n for n in node.all_input_nodes if holds_tensor(n)]
 
 

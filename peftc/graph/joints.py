@@ -48,7 +48,7 @@ def _join_call(edit: Editor, site: Attention, tables: fx.Node, gate: fx.Node | N
 def _join_products(edit: Editor, site: Attention, written: Written, tables: fx.Node, gate: fx.Node | None) -> None:
     """softmax([query P_K', scores]) [P_V; value]: the scores of P_K are scaled as the others are, and never masked."""
     softmax, total = edit.node(written.softmax), edit.node(site.node)
-    scores, value = _tensors(softmax)[0], _tensors(total)[-1]
+    scores, value = dataflow.tensors(softmax)[0], dataflow.tensors(total)[-1]
     key_table, value_table = (edit.insert("call_function", getitem, (tables, i)) for i in range(2))
     key_table.meta["names"], value_table.meta["names"] = ["prefix_key"], ["prefix_value"]
     first = _scores(edit, written, key_table, gate)
@@ -71,7 +71,7 @@ def _instead(edit: Editor, reader: fx.Node, old: fx.Node, new: fx.Node, name: st
 def _scores(edit: Editor, written: Written, table: fx.Node, gate: fx.Node | None) -> fx.Node:
     """The scores of the learnt keys, as the softmax reads them."""
     product = edit.node(written.scores)
-    *added, _, key = _tensors(product)
+    *added, _, key = dataflow.tensors(product)
     keys = edit.apply("prefix_like", table, key, written.heads, *_given(gate), turned=True)
     nothing = {bias: edit.insert("call_method", "new_zeros", (bias, 1)) for bias in added}
     copies = {product.name: edit.again(product, {key: keys, **nothing})}
@@ -94,10 +94,6 @@ def _resize(edit: Editor, view: fx.Node, like: fx.Node | None = None) -> None:
         sizes[axis] = edit.insert("call_method", "size", (like, axis), view)
     sizes[-1] = edit.insert("call_method", "size", (source, -1), view)
     view.args = (source, *sizes)
-
-
-def _tensors(node: fx.Node) -> list[fx.Node]:
-    return [n for n in node.all_input_nodes if dataflow.holds_tensor(n)]
 
 
 def _given(gate: fx.Node | None) -> tuple[fx.Node, ...]:

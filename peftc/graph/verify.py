@@ -62,7 +62,6 @@ def _sites(graph: fx.Graph, sites: Collection[Site]) -> Iterator[str]:
 def _calls(graph: fx.Graph, unit: Unit, additions: Collection[str]) -> Iterator[str]:
     called, own = _modules(graph), _modules(unit.graph)
     folded = {str(node.args[0]) for node in unit.graph.nodes if node.target is enter}
-    folded |= {name for name in called if any(other.startswith(f"{name}.") for other in own)}
     if unknown := sorted(called - own - folded - set(additions)):
         yield f"it calls {', '.join(unknown)}, which nothing adds"
     if idle := sorted(set(additions) - called):

@@ -17,6 +17,6 @@ def prefix_like(
     table = table.to(states.device).unflatten(-1, (heads, -1)).transpose(0, 1)[None]
     table = table if gate is None else table * gate.reshape(-1, 1, 1, 1)
     batch = states.shape[0] if states.dim() == 4 else states.shape[0] // heads
-    table = table.expand(batch, -1, -1, -1).to(states.dtype)
+    table = table.to(states.dtype).expand(batch, -1, -1, -1)
     table = table.transpose(-1, -2) if turned else table
     return table.reshape(*states.shape[:-2], *table.shape[-2:])

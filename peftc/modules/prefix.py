@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from peftc.modules.layout import prefix_like
+
 if TYPE_CHECKING:
     from peftc.modules.draw import Draw
 
@@ -101,13 +103,11 @@ def with_prefix(
     None under causal attention means what torch's `is_causal` means, that query i sees the keys 0 to i: the keys of a
     static cache go on beyond the last query.
     """
-    batch, heads, keys = key.shape[:3]
+    heads, keys = key.shape[1:3]
     length, queries = prefix[0].shape[0], query.shape[2]
 
     def joined(table: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        table = table.to(states.device).unflatten(-1, (heads, -1)).transpose(0, 1)[None]
-        table = table if gate is None else table * gate.reshape(-1, 1, 1, 1)
-        return torch.cat([table.to(states.dtype).expand(batch, -1, -1, -1), states], dim=2)
+        return torch.cat([prefix_like(table, states, heads, gate), states], dim=2)
 
     if mask is None and causal and queries > 1:
         blocked = torch.finfo(query.dtype).min

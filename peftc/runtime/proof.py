@@ -16,7 +16,7 @@ from peftc.rewrite.program import Addition, Body, Program
 from peftc.rewrite.simplify import without_idle
 from peftc.runtime.examples import recordings
 from peftc.runtime.namespace import module_of
-from peftc.runtime.shrunk import Shrunk, shrunk
+from peftc.runtime.shrunk import Shrunk, shrunk, size
 from peftc.runtime.unit_run import CASES, UnitRun, neutral_shared
 
 LARGEST = 250_000_000
@@ -40,7 +40,7 @@ def prove(program: Program, largest: int = LARGEST) -> Proof:
     """
     if not program.bodies:
         return Proof(("no unit is rewritten",), 0)
-    large = [body for body in program.bodies if _size(program, body) > largest]
+    large = [body for body in program.bodies if size(program, body) > largest]
     smaller = shrunk(program, large, largest) if large else None
     shown = [*_shown(program, [b for b in program.bodies if b not in large]), *_of_large(large, smaller)]
     order = [body.name for body in program.bodies]
@@ -55,11 +55,6 @@ class Line:
     body: str
     text: str
     cases: int
-
-
-def _size(program: Program, body: Body) -> int:
-    module = program.plan.trace.model.get_submodule(body.paths[0])
-    return sum(p.numel() for p in module.parameters())
 
 
 def _of_large(large: Sequence[Body], smaller: Shrunk | None) -> Iterator[Line]:

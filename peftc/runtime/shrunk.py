@@ -34,8 +34,14 @@ def shrunk(program: Program, bodies: Sequence[Body], largest: int) -> Shrunk | N
         sizes = dict(_widths(model, bodies, factor))
         smaller = _smaller(program, model, sizes)
         if smaller is not None and all(_alike(body, smaller, largest) for body in bodies):
-            return Shrunk(smaller, ", ".join(f"{key} {size}" for key, size in sizes.items()))
+            return Shrunk(smaller, ", ".join(f"{key} {value}" for key, value in sizes.items()))
     return None
+
+
+def size(program: Program, body: Body) -> int:
+    """How many parameters of the base a body's unit has."""
+    module = program.plan.trace.model.get_submodule(body.paths[0])
+    return sum(p.numel() for p in module.parameters())
 
 
 def _smaller(program: Program, model: PreTrainedModel, sizes: dict[str, int]) -> Program | None:
@@ -50,10 +56,10 @@ def _smaller(program: Program, model: PreTrainedModel, sizes: dict[str, int]) ->
 def _widths(model: PreTrainedModel, bodies: Sequence[Body], factor: int) -> Iterator[tuple[str, int]]:
     """The config's integers that some dimension of a unit's parameters is a multiple of, divided."""
     modules = [model.get_submodule(path) for body in bodies for path in body.paths[:1]]
-    dimensions = {size for module in modules for p in module.parameters() for size in p.shape}
+    dimensions = {extent for module in modules for p in module.parameters() for extent in p.shape}
     for key, value in sorted(vars(model.config).items()):
         wide = type(value) is int and value >= NARROW and value % factor == 0
-        if wide and not key.startswith("_") and any(size % value == 0 for size in dimensions):
+        if wide and not key.startswith("_") and any(extent % value == 0 for extent in dimensions):
             yield key, value // factor
 
 
@@ -61,7 +67,6 @@ def _alike(body: Body, smaller: Program, largest: int) -> bool:
     """Whether a smaller program has a body that computes the same at the same places, and is small enough."""
     for other in smaller.bodies:
         if other.name == body.name and other.paths == body.paths:
-            module = smaller.plan.trace.model.get_submodule(other.paths[0])
             same = other.unit.fingerprint == body.unit.fingerprint and other.summary == body.summary
-            return same and sum(p.numel() for p in module.parameters()) <= largest
+            return same and size(smaller, other) <= largest
     return False

@@ -17,6 +17,7 @@ from peftc.plan import PlacedShared
 from peftc.rewrite.program import Body, Program
 from peftc.runtime.examples import Filler, Recordings, real_module
 from peftc.trace.calls import Recorded
+from peftc.trace.nested import tensors_in
 from peftc.trace.units import implementation
 
 TRIES = 30
@@ -146,7 +147,7 @@ class UnitRun:
                 yield shared
 
     def _same(self, base: Any, own: Any, where: str, exact: bool = True) -> None:
-        for a, b in zip(_tensors(base), _tensors(own), strict=True):
+        for a, b in zip(tensors_in(base), tensors_in(own), strict=True):
             if not (torch.equal(a, b) if exact else a.shape == b.shape and torch.allclose(a, b, rtol=1e-5, atol=1e-5)):
                 off = (a.float() - b.float()).abs().max().item()
                 raise Defect(f"{self.body.name} differs from {self.body.unit.base.__name__} by {off:.3g}: {where}")
@@ -188,7 +189,7 @@ def _run(module: nn.Module, call: Recorded, case: Case, freeze: bool = True) -> 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         outputs = type(module).forward(module, **named, **extra)
-    _backward(_tensors(outputs))
+    _backward(tensors_in(outputs))
     return outputs, [p.grad for p in module.parameters() if p.grad is not None]
 
 
@@ -208,11 +209,3 @@ def _backward(outputs: Iterable[torch.Tensor]) -> None:
 
 def _weights(tensor: torch.Tensor) -> torch.Tensor:
     return torch.randn(tensor.shape, generator=torch.Generator().manual_seed(tensor.dim()))
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value.detach() if not value.requires_grad else value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _tensors(item)

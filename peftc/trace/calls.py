@@ -13,9 +13,10 @@ import torch
 from torch import nn
 from transformers.modeling_utils import AttentionInterface
 
-from peftc.trace.feeds import Point
+from peftc.trace.feeds import Point, parameters
 from peftc.trace.inputs import Scenario, inputs
 from peftc.trace.meta import nothing_padded, patched, shapes_only, values_as_zeros
+from peftc.trace.nested import tensors_in
 from peftc.trace.probes import SDPA
 from peftc.trace.repeats import Twins
 
@@ -64,7 +65,7 @@ def _recording(recording: Recording, twins: Twins, padded: bool) -> Iterator[Non
 
     def recorded(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         like = twins.get(module, module)
-        run = (like, *_shapes((args, kwargs))) if module in twins else None
+        run = (like, *(t.shape for t in tensors_in((args, kwargs)))) if module in twins else None
         if like is not module and run in returned:
             return returned[run]
         if module not in recording.calls and _is_unit(module):
@@ -116,17 +117,6 @@ def _is_unit(module: nn.Module) -> bool:
     return any(True for _ in module.children()) or (isinstance(weight, torch.Tensor) and weight.dim() == 2)
 
 
-def _shapes(value: Any) -> Iterator[tuple[int, ...]]:
-    """The shapes of all tensors in a value, in order."""
-    if isinstance(value, torch.Tensor):
-        yield tuple(value.shape)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _shapes(item)
-    elif isinstance(value, dict):
-        yield from _shapes(list(value.values()))
-
-
 def _snapshot(value: Any) -> Any:
     """Caches as they are now: a later layer's update must not change what was recorded."""
     if isinstance(value, (tuple, list)):
@@ -135,13 +125,6 @@ def _snapshot(value: Any) -> Any:
         return {k: _snapshot(v) for k, v in value.items()}
     plain = (torch.Tensor, int, float, str, bool, type(None), nn.Module)
     return value if isinstance(value, plain) else copy.deepcopy(value)
-
-
-def parameters(module: nn.Module) -> dict[str, inspect.Parameter]:
-    """The parameters of a module's forward, self left out."""
-    found = dict(inspect.signature(type(module).forward).parameters)
-    found.pop(next(iter(found)))
-    return found
 
 
 def bind(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Recorded:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -116,9 +116,11 @@ def is_paired(model: nn.Module) -> bool:
     return "decoder_input_ids" in parameters(model) and bool(getattr(model.config, "is_encoder_decoder", False))
 
 
-def parameters(model: nn.Module) -> list[str]:
-    """The names of a forward's parameters, self left out."""
-    return list(inspect.signature(type(model).forward).parameters)[1:]
+def parameters(module: nn.Module) -> dict[str, inspect.Parameter]:
+    """The parameters of a module's forward, self left out."""
+    found = dict(inspect.signature(type(module).forward).parameters)
+    found.pop(next(iter(found)))
+    return found
 
 
 def _candidates(model: nn.Module) -> Iterator[Feed]:
@@ -139,14 +141,14 @@ def _candidates(model: nn.Module) -> Iterator[Feed]:
     yield from (Feed(alone, mask) for alone in ids_too)
 
 
-def _roles(model: nn.Module, names: list[str]) -> tuple[str, str | None]:
+def _roles(model: nn.Module, names: Mapping[str, inspect.Parameter]) -> tuple[str, str | None]:
     """The parameters for the ids and for the mask: by transformers' words, else the first and the second."""
     if "input_ids" in names:
         return "input_ids", "attention_mask" if "attention_mask" in names else None
-    parameters = inspect.signature(type(model).forward).parameters
-    main = getattr(model, "main_input_name", names[0])
-    ids = main if main in names else names[0]
-    others = [n for n in names if n != ids and parameters[n].default is None]
+    first = next(iter(names))
+    main = getattr(model, "main_input_name", first)
+    ids = main if main in names else first
+    others = [n for n in names if n != ids and names[n].default is None]
     return ids, "attention_mask" if "attention_mask" in names else next(iter(others), None)
 
 
@@ -161,7 +163,7 @@ def _values(config: Any) -> Iterable[tuple[str, Any]]:
     yield from ((k, v) for k, v in vars(config).items() if v is not None) if config is not None else ()
 
 
-def _pictures(names: list[str], values: Mapping[str, Any]) -> Iterator[Input]:
+def _pictures(names: Collection[str], values: Mapping[str, Any]) -> Iterator[Input]:
     """Pixels of an image at several sizes, then at one; with frames before them where the config counts those."""
     if "pixel_values" not in names:
         return
@@ -172,7 +174,7 @@ def _pictures(names: list[str], values: Mapping[str, Any]) -> Iterator[Input]:
     yield Input("pixel_values", lambda p: (p.batch, *frames, channels, high, wide))
 
 
-def _sounds(names: list[str], values: Mapping[str, Any]) -> Iterator[Input]:
+def _sounds(names: Collection[str], values: Mapping[str, Any]) -> Iterator[Input]:
     """A wave, or its spectrum with the time first or last, of any length; then of the length that the config names."""
     keys = ("num_mel_bins", "input_feat_per_channel", "feature_size", "feature_projection_input_dim", "input_dim")
     bins = next((values[key] for key in keys if isinstance(values.get(key), int)), 80)

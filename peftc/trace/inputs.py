@@ -61,7 +61,7 @@ def inputs(model: nn.Module, scenario: Scenario, point: Point, run: Runner) -> d
 
 def _takes_use_cache(model: nn.Module) -> bool:
     """Whether a model may be told to keep a cache or not: by name, or as one of the settings that it hands on."""
-    found = inspect.signature(type(model).forward).parameters
+    found = parameters(model)
     hands_on = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in found.values())
     caches = "past_key_values" in found and getattr(model.config, "use_cache", None) is not None
     return "use_cache" in found or (hands_on and caches)

@@ -20,7 +20,8 @@ from peftc.trace.meta import patched, shapes_only
 from peftc.trace.tracer import Tracer, is_user
 from peftc.trace.values import Value
 
-FACTORIES = ("finfo", "arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "tensor", "where", "zeros")
+FACTORIES = ("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "tensor", "zeros")
+UNDISPATCHED = (*FACTORIES, "finfo", "where")  # torch does not hand these on to an argument that is a proxy
 SDPA = nn.functional.scaled_dot_product_attention
 
 
@@ -71,7 +72,7 @@ def installed(causal: Callable[[], bool]) -> Iterator[Session]:
         stack.enter_context(patched(nn.Module, "__call__", _module_call(session)))
         stack.enter_context(patched(nn.Module, "__getattr__", _module_getattr(session)))
         stack.enter_context(patched(AttentionInterface, "get_interface", _get_interface(session)))
-        for name in FACTORIES:
+        for name in UNDISPATCHED:
             stack.enter_context(patched(torch, name, _factory(session, getattr(torch, name))))
         yield session
 
@@ -130,7 +131,7 @@ def _factory(session: Session, make: Callable[..., Any]) -> Callable[..., Any]:
 
 def _makes(make: Callable[..., Any]) -> bool:
     """Whether a model's own forward makes a tensor: torch's functions may make one for themselves."""
-    return make is not torch.finfo and make.__name__ != "where" and is_user(sys._getframe(2).f_code)
+    return make.__name__ in FACTORIES and is_user(sys._getframe(2).f_code)
 
 
 def _config_source(tracer: Tracer, owner: Any) -> str:

@@ -12,6 +12,7 @@ from torch import nn
 from peftc.trace.feeds import POINTS, REFUSALS
 from peftc.trace.inputs import SCENARIOS, inputs
 from peftc.trace.meta import shapes_only, values_as_zeros
+from peftc.trace.nested import tensors_in
 
 
 def reached(model: nn.Module) -> set[nn.Parameter]:
@@ -20,7 +21,7 @@ def reached(model: nn.Module) -> set[nn.Parameter]:
     try:
         for parameter, _ in before:
             parameter.requires_grad_(parameter.is_floating_point())
-        return set(_behind(list(_tensors(_answer(model)))))
+        return set(_behind(list(tensors_in(_answer(model)))))
     except REFUSALS:
         return {parameter for parameter, _ in before}
     finally:
@@ -32,16 +33,6 @@ def _answer(model: nn.Module) -> Any:
     given = inputs(model, SCENARIOS[0], POINTS[0], nullcontext)
     with torch.enable_grad(), shapes_only(), values_as_zeros():
         return model(**given or {})
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _tensors(item)
-    elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
 
 
 def _behind(outputs: list[torch.Tensor]) -> Iterator[nn.Parameter]:

@@ -12,8 +12,8 @@ import torch
 from torch import fx, nn
 
 from peftc.graph.branches import assume, choose
-from peftc.trace.calls import Recorded, Recording, parameters, record
-from peftc.trace.feeds import POINTS
+from peftc.trace.calls import Recorded, Recording, record
+from peftc.trace.feeds import POINTS, parameters
 from peftc.trace.inputs import SCENARIOS, Scenario
 from peftc.trace.merge import merge, merged_by_decisions
 from peftc.trace.probes import Session

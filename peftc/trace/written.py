@@ -47,8 +47,8 @@ def attentions(view: View) -> Iterator[Found]:
         sums = dataflow.downstream(view.flow, node, product) if _is_softmax(view, node) else []
         if len(sums) != 1:
             continue
-        weights, *value = tensors(sums[0])[-2:]
-        factors = [(scores, *tensors(scores)[-2:]) for scores in dataflow.upstream(view.flow, node, product)]
+        weights, *value = dataflow.tensors(sums[0])[-2:]
+        factors = [(scores, *dataflow.tensors(scores)[-2:]) for scores in dataflow.upstream(view.flow, node, product)]
         own = [f for f in factors if len(f) == 3 and value and (len(factors) == 1 or _one_input(view, *f[1:], *value))]
         if len(own) == 1 and weights in dataflow.reached(view.flow, node):
             scores, query, key = own[0]
@@ -67,10 +67,6 @@ def is_product(view: View, node: fx.Node) -> bool:
     if node.op == "call_module":
         return _multiplies(view, node)
     return dataflow.name_of(node) in PRODUCTS
-
-
-def tensors(node: fx.Node) -> list[fx.Node]:
-    return [n for n in node.all_input_nodes if dataflow.holds_tensor(n)]
 
 
 def joint(view: View, found: Found, x: fx.Node) -> Written | str:
@@ -119,7 +115,7 @@ class _Chain:
         if not read or dataflow.name_of(node) in REDUCING:
             return None  # one number for a query: nothing that is there for each key
         images = {self.images[n] for n in read}
-        others = [n for n in tensors(node) if n not in self.images and dataflow.name_of(node) != "type_as"]
+        others = [n for n in dataflow.tensors(node) if n not in self.images and dataflow.name_of(node) != "type_as"]
         known = not others if node.target is choose else len(read) == 1 and self._is_known(node, read[0], others)
         if not known or any(_changes(user) for n in read for user in n.users):
             return f"its scores pass {dataflow.name_of(node)} on their way to the softmax"
@@ -176,7 +172,7 @@ def _per_key(other: fx.Node, node: fx.Node) -> bool:
 
 def _unpassed(view: View, node: fx.Node, weights: set[fx.Node]) -> str | None:
     """The reason why the weights of more keys could not pass a node, or None."""
-    others = [n for n in tensors(node) if n not in weights and dataflow.name_of(node) != "type_as"]
+    others = [n for n in dataflow.tensors(node) if n not in weights and dataflow.name_of(node) != "type_as"]
     scales = dataflow.name_of(node) in SCALING and not any(_per_key(n, node) for n in others)
     moves = dataflow.is_move(node) and (_is_item(node) or _keeps_last(node))
     if node.target is choose or not dataflow.holds_tensor(node) or _is_plain(view, node) or scales or moves:
@@ -266,7 +262,7 @@ def _multiplies(view: View, node: fx.Node) -> bool:
     module = view.called(node)
     if module is None or len(node.args) != 2 or next(module.parameters(), None) is not None or any(module.children()):
         return False
-    shapes = [a.meta["value"][0].shape for a in tensors(node)]
+    shapes = [a.meta["value"][0].shape for a in dataflow.tensors(node)]
     if len(shapes) != 2 or any(len(shape) not in (3, 4) for shape in shapes) or shapes[0][-1] != shapes[1][-2]:
         return False
     one, other = (torch.linspace(-1, 1, shape.numel(), device="cpu").view(shape) for shape in shapes)

@@ -96,7 +96,7 @@ def _lines(body: Body, runs: Sequence[UnitRun], versions: Sequence[ModuleType]) 
 
 
 def _limit(run: UnitRun, compared: int) -> str:
-    whole = len(CASES) * (len(run.calls) + run.left)
+    whole = sum(len(calls) for _, calls in run.chosen) + len(CASES) * run.left
     return f"; {whole - compared} of {whole} runs left out, in which its own forward fails" if compared < whole else ""
 
 

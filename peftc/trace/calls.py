@@ -23,7 +23,7 @@ from peftc.trace.repeats import Twins
 REFUSALS = (AssertionError, NotImplementedError, ValueError)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Recorded:
     """One call of a module: its parameters by name, and what arrived in **kwargs beside them."""
 

@@ -20,6 +20,7 @@ from torch import fx, nn
 from peftc.graph.branches import SelfReference, assume, enter, leave
 from peftc.trace.absent import absent
 from peftc.trace.extras import each_once, reads, wanted
+from peftc.trace.remembered import Remembered
 from peftc.trace.state import held, restored
 from peftc.trace.values import EXTRA, Answer, Argument, Point, TraceFailure, Value, evaluate, fail, is_plain
 
@@ -33,9 +34,16 @@ LITERALS = (int, float, str, complex, type(None), type(...), torch.dtype, torch.
 class Tracer(fx.proxy.TracerBase):
     """Traces one unit.  `leaves` are the modules that stay calls; everything else with children is inlined."""
 
-    def __init__(self, unit: nn.Module, leaves: frozenset[nn.Module], against: Iterable[Hashable] = ()) -> None:
+    def __init__(
+        self,
+        unit: nn.Module,
+        leaves: frozenset[nn.Module],
+        against: Iterable[Hashable] = (),
+        remembered: Remembered | None = None,
+    ) -> None:
         self.graph = fx.Graph()
         self.unit, self.leaves, self.against = unit, leaves, frozenset(against)
+        self.remembered = remembered or Remembered()
         self.paths = {module: path for path, module in unit.named_modules()}
         self.kept: set[nn.Module] = set()
         self.paused = 0
@@ -114,10 +122,13 @@ class Tracer(fx.proxy.TracerBase):
             self.paused -= 1
 
     def _evaluate(self, kind: str, target: Any, args: Any, kwargs: Any) -> tuple[Point, Point]:
-        self.paused += 1
-        try:
+        def compute() -> tuple[Point, Point]:
             first, second = (evaluate(self.unit, kind, target, args, kwargs, point) for point in (0, 1))
             return first, second
+
+        self.paused += 1
+        try:
+            return self.remembered.points(kind, target, args, kwargs, compute)
         finally:
             self.paused -= 1
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,15 +18,15 @@ from peftc.trace.feeds import POINTS, parameters
 from peftc.trace.inputs import SCENARIOS, Scenario
 from peftc.trace.merge import merge, merged_by_decisions
 from peftc.trace.probes import Session
+from peftc.trace.remembered import Remembered
 from peftc.trace.repeats import Twins, twins
 from peftc.trace.tracer import UNTRACEABLE, Tracer
 from peftc.trace.values import Argument, Kept, TraceFailure
+from peftc.trace.ways import MOST, Against, asks_dtype, asks_value, decisions, further_ways
 
 TRAINING = "self.training"
 EAGER = 'self.config._attn_implementation == "eager"'
-MOST = 4  # branches on a dtype of which every combination is traced; beyond that, checks
 Call = tuple[Recorded, ...]
-Against = frozenset[Hashable]
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +71,8 @@ class UnitTracer:
     leaves: frozenset[nn.Module]
     calls: Sequence[Call]
     session: Session
+    remembered: dict[Hashable, Remembered] = field(default_factory=lambda: defaultdict(Remembered))
+    traced: dict[Hashable, fx.Graph] = field(default_factory=dict)
 
     def graph(self) -> fx.Graph:
         """One graph of the forward over every scenario seen, training and not."""
@@ -83,13 +86,13 @@ class UnitTracer:
     def sketch(self) -> fx.Graph:
         """The graph of the first call alone: enough to tell two modules apart."""
         try:
-            return self._once(_arguments(self.module, self.calls[0]), False, None)
+            return self._once(self.calls[0], False)
         except Kept as found:
             return self._keeping(found).sketch()
 
     def _keeping(self, found: Kept) -> UnitTracer:
         """The same with more modules that stay calls: a merged graph has each of them inlined everywhere or nowhere."""
-        return replace(self, leaves=self.leaves | found.modules)
+        return replace(self, leaves=self.leaves | found.modules, traced={})
 
     def _whole(self) -> fx.Graph:
         graph = self._merged(self._distinct(), self._attentions())
@@ -104,7 +107,7 @@ class UnitTracer:
         own = implementation(self.module)
         if own in (None, "eager"):
             return (own,)
-        eager = self._once(_arguments(self.module, self.calls[0]), False, "eager")
+        eager = self._once(self.calls[0], False, "eager")
         return ("eager", own) if _keys(eager) != _keys(self.sketch()) else (own,)
 
     def _distinct(self) -> list[Call]:
@@ -122,7 +125,7 @@ class UnitTracer:
         """Whether the forward does the same without this parameter, but for handing on None instead."""
         without = tuple(replace(r, named={k: v for k, v in r.named.items() if k != name}) for r in call)
         try:
-            one, other = (self._once(_arguments(self.module, c), False, None) for c in (call, without))
+            one, other = self._once(call, False), self._trace(_arguments(self.module, without), False)
         except UNTRACEABLE:
             return False
         condition = f"{name} is not None"
@@ -141,18 +144,17 @@ class UnitTracer:
 
     def _branches(self, call: Call, attentions: tuple[str | None, ...]) -> list[fx.Graph]:
         """The graph of one call, and of every other way through its branches on a dtype: examples have only one."""
-        arguments = _arguments(self.module, call)
-        return [self._call(call, attentions, way) for way in self._ways(arguments)]
+        return [self._call(call, attentions, way) for way in self._ways(call)]
 
-    def _ways(self, arguments: list[Argument]) -> list[Against]:
+    def _ways(self, call: Call) -> list[Against]:
         """Each way through the branches that the examples leave open; where one cannot be traced, its check stays."""
         ways: list[Against] = [frozenset()]
-        sketches = {ways[0]: self._once(arguments, False, None)}
-        asked = _decisions(sketches[ways[0]], _asks_dtype)
+        sketches = {ways[0]: self._once(call, False)}
+        asked = decisions(sketches[ways[0]], asks_dtype)
         for way in ways:
-            for further in _further([*asked, *_decisions(sketches[way], _asks_value)], way):
+            for further in further_ways([*asked, *decisions(sketches[way], asks_value)], way):
                 with suppress(*UNTRACEABLE):
-                    sketches[further] = self._once(arguments, False, None, further)
+                    sketches[further] = self._once(call, False, None, further)
                     ways.append(further)
             if len(ways) > 2**MOST:
                 return ways[:1]
@@ -160,10 +162,9 @@ class UnitTracer:
 
     def _call(self, call: Call, attentions: tuple[str | None, ...], against: Against) -> fx.Graph:
         """The graph of one call, training or not, under each attention."""
-        arguments = _arguments(self.module, call)
         graphs: list[fx.Graph] = []
         for attention in attentions:
-            train, evaluate = (self._once(arguments, training, attention, against) for training in (True, False))
+            train, evaluate = (self._once(call, training, attention, against) for training in (True, False))
             graphs.append(merge(train, evaluate, TRAINING))
         return graphs[0] if len(graphs) == 1 else merge(graphs[0], graphs[1], EAGER)
 
@@ -177,17 +178,30 @@ class UnitTracer:
         seen = _arguments(self.module, self.calls[0])
         given = [replace(a, points=(_Anything(), _Anything())) if a.name == name else a for a in seen]
         try:
-            other = self._once(given, False, None)
+            other = self._trace(given, False)
         except UNTRACEABLE:
             return True
         same = _keys(other, but=name) == _keys(self.sketch(), but=name)
         return not same or any(n.users for n in other.nodes if n.op == "placeholder" and n.target == name)
 
     def _once(
-        self, arguments: list[Argument], training: bool, attention: str | None, against: Against = frozenset()
+        self, call: Call, training: bool, attention: str | None = None, against: Against = frozenset()
+    ) -> fx.Graph:
+        """The trace of one of the unit's calls, made once."""
+        key = (call, training, attention or implementation(self.module), against)
+        if key not in self.traced:
+            self.traced[key] = self._trace(_arguments(self.module, call), training, attention, against)
+        return self.traced[key]
+
+    def _trace(
+        self,
+        arguments: list[Argument],
+        training: bool,
+        attention: str | None = None,
+        against: Against = frozenset(),
     ) -> fx.Graph:
         """One trace; the decisions of `against` go the other way."""
-        tracer = Tracer(self.module, self.leaves, against)
+        tracer = Tracer(self.module, self.leaves, against, self.remembered[training, attention])
         before = [(m, m.training) for m in self.module.modules()]
         self.module.train(training)
         try:
@@ -201,33 +215,6 @@ class UnitTracer:
         if tracer.kept:
             raise Kept(frozenset(tracer.kept))
         return graph
-
-
-def _decisions(graph: fx.Graph, open_: Callable[[fx.Node], bool]) -> list[Hashable]:
-    """The keys of the branches of a trace whose condition the examples leave open."""
-    asked = [n for n in graph.nodes if n.target is assume and isinstance(n.args[0], fx.Node)]
-    return [n.meta["key"] for n in asked if open_(n.args[0])]
-
-
-def _asks_dtype(condition: fx.Node) -> bool:
-    return any(_is_dtype(a) for a in condition.args)
-
-
-def _asks_value(condition: fx.Node) -> bool:
-    """Whether a condition is a number in a tensor, which no example has."""
-    value = condition.meta["value"][0]
-    return isinstance(value, torch.Tensor) and value.is_meta
-
-
-def _further(keys: list[Hashable], way: Against) -> Iterator[Against]:
-    """A way that goes against one more of these branches, among those after its own."""
-    last = max([-1, *(keys.index(key) for key in way if key in keys)])
-    for key in keys[last + 1 :]:
-        yield way | {key}
-
-
-def _is_dtype(value: object) -> bool:
-    return isinstance(value.meta["value"][0] if isinstance(value, fx.Node) else value, torch.dtype)
 
 
 def _keys(graph: fx.Graph, but: str = "") -> list[object]:

@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from peftc.emit.blocks import Body, Branch, Item, Statement, flat
-from peftc.graph.branches import inputs
+from peftc.graph.branches import assume, inputs
 
 # What an operator's result is called where the source has no name for it.
 WORDS = {
@@ -88,7 +88,7 @@ class Names:
 
     def _allocate(self) -> None:
         """Give each variable its first free hint; one in the way moves to another name of its own if it has one."""
-        self._taken: list[Variable] = []
+        self._taken = [Variable([], 0, last, name) for name, last in _asked(self._body).items()]
         for variable in sorted(self._variables, key=lambda v: v.start):
             if variable.nodes[0].op != "placeholder":
                 self._name(variable)
@@ -118,6 +118,13 @@ class Names:
         if variable.nodes[0].op == "placeholder":
             self.aliases[variable.nodes[0]] = name
         variable.name = name
+
+
+def _asked(body: Body) -> dict[str, int]:
+    """Every word of the conditions that checks write out, a parameter's name perhaps, and the last that has it."""
+    checks = [item for item in flat(body.items) if isinstance(item, Statement) and item.node.target is assume]
+    texts = [(item.index, item.node.args[0]) for item in checks]
+    return {word: index for index, text in texts if isinstance(text, str) for word in re.findall(r"\w+", text)}
 
 
 def _is_phi_of(group: list[fx.Node], value: fx.Node) -> bool:

@@ -90,6 +90,27 @@ def test_a_check_says_what_it_found() -> None:
     )
 
 
+def test_no_value_takes_the_name_of_a_parameter_that_is_yet_to_be_checked() -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    x.meta["names"] = ["x", "y"]
+    graph.call_function(assume, ("y is not None", False, "recompile Unit for y"))
+    turned = graph.call_function(torch.neg, (x,))
+    turned.meta["names"] = ["x"]
+    graph.output((x, turned))
+
+    class Unit(nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
+            return x
+
+    assert forward(Unit, graph, {}).lines[1:] == (
+        "    if y is not None:",
+        '        raise ValueError("recompile Unit for y")',
+        "    x_2 = torch.neg(x)",
+        "    return x, x_2",
+    )
+
+
 def test_what_differs_between_layers_is_looked_up() -> None:
     text = bert().text
     assert "rank=(2, 2, 3)[layer], scale=2.0)" in text

@@ -16,8 +16,9 @@ from torch import nn
 from transformers.modeling_utils import AttentionInterface
 
 from peftc.graph.branches import LiftedFloat, LiftedInt, LiftedStr, attribute, lookup
+from peftc.trace.frames import is_user
 from peftc.trace.meta import patched, shapes_only
-from peftc.trace.tracer import Tracer, is_user
+from peftc.trace.tracer import Tracer
 from peftc.trace.values import Value
 
 FACTORIES = ("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "tensor", "zeros")

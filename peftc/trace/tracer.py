@@ -8,25 +8,22 @@ import json
 import operator
 import sys
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Iterator, Sequence
-from functools import cache
-from pathlib import Path
-from types import CodeType, FrameType
+from collections.abc import Hashable, Iterable, Sequence
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from peftc.graph.branches import SelfReference, assume, enter, leave
+from peftc.graph.branches import SelfReference, assume, enter, inputs, leave
 from peftc.trace.absent import absent
 from peftc.trace.extras import each_once, reads, wanted
+from peftc.trace.frames import caller, is_user, user_frames
 from peftc.trace.remembered import Remembered
 from peftc.trace.state import held, restored
-from peftc.trace.values import EXTRA, Answer, Argument, Point, TraceFailure, Value, evaluate, fail, is_plain
+from peftc.trace.values import EXTRA, Answer, Argument, Missing, Point, TraceFailure, Value, evaluate, fail, is_plain
 
-OWN = tuple(f"{folder}/" for folder in (Path(torch.__file__).parent, Path(__file__).parent))
 UNTRACEABLE = (TraceFailure, RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError)
-Position = tuple[int | None, int | None, int | None, int | None]
 LIMITS = (torch.finfo, torch.iinfo)
 LITERALS = (int, float, str, complex, type(None), type(...), torch.dtype, torch.device)
 
@@ -40,9 +37,10 @@ class Tracer(fx.proxy.TracerBase):
         leaves: frozenset[nn.Module],
         against: Iterable[Hashable] = (),
         remembered: Remembered | None = None,
+        missing: frozenset[Hashable] = frozenset(),
     ) -> None:
         self.graph = fx.Graph()
-        self.unit, self.leaves, self.against = unit, leaves, frozenset(against)
+        self.unit, self.leaves, self.against, self.missing = unit, leaves, frozenset(against), missing
         self.remembered = remembered or Remembered()
         self.paths = {module: path for path, module in unit.named_modules()}
         self.kept: set[nn.Module] = set()
@@ -109,9 +107,15 @@ class Tracer(fx.proxy.TracerBase):
             return constant[0]
         node = self.graph.create_node(kind, target, lowered, keywords)
         node.meta.update(value=points, key=self._key(kind, target, lowered, frame), names=[])
-        node.meta["absent"] = absent(_caller(frame), keywords, self.paths)
+        node.meta["absent"] = absent(caller(frame), keywords, self.paths)
         self._note_names(frame, None)
-        return Value(node, self)
+        return (
+            self._none(Value(node, self)) if _is_none(node) and node.meta["key"] in self.missing else Value(node, self)
+        )
+
+    def _none(self, value: Value) -> None:
+        """Emit a check that a value is None, as which the forward goes on."""
+        self.assume(self.create_proxy("call_function", operator.is_not, (value, None), {}), False)
 
     def evaluate_quietly(self, function: Any, args: Any, kwargs: Any) -> Point:
         """What a function returns at the first point, with nothing recorded."""
@@ -129,6 +133,9 @@ class Tracer(fx.proxy.TracerBase):
         self.paused += 1
         try:
             return self.remembered.points(kind, target, args, kwargs, compute)
+        except (AttributeError, TypeError) as error:
+            keys = frozenset(node.meta["key"] for node in inputs((args, kwargs)) if _is_none(node))
+            raise (Missing(keys, error) if keys else error) from error
         finally:
             self.paused -= 1
 
@@ -237,7 +244,7 @@ class Tracer(fx.proxy.TracerBase):
     def _key(self, kind: str, target: Any, args: Any, frame: FrameType) -> tuple[Any, ...]:
         """Where in the source a node was made: equal for the same place in another trace."""
         item = args[1] if target is operator.getitem and isinstance(args[1], int) else None
-        where = tuple((code.co_qualname, position) for code, position in _user_frames(frame))
+        where = tuple((code.co_qualname, position) for code, position in user_frames(frame, Tracer.trace.__code__))
         return (kind, target if isinstance(target, str) else getattr(target, "__name__", ""), item, where)
 
     def _note_names(self, frame: FrameType, result: Any) -> None:
@@ -254,6 +261,11 @@ class Tracer(fx.proxy.TracerBase):
 def _is_stacked(module: nn.Module) -> bool:
     """Whether a module holds the weights of many experts in one tensor: it routes by value, by one of many kernels."""
     return any(p.dim() == 3 for p in module.parameters(recurse=False))
+
+
+def _is_none(node: fx.Node) -> bool:
+    """Whether a node gives None at both points."""
+    return all(point is None for point in node.meta["value"])
 
 
 def _prepend(names: list[str], name: str) -> None:
@@ -275,28 +287,3 @@ def _of_dtype(target: Any, args: tuple[Any, ...]) -> bool:
     if target is getattr and isinstance(args[0].meta["value"][0], LIMITS):
         return True
     return any(isinstance(a, fx.Node) and type(a.meta["value"][0]) is float for a in args)
-
-
-def is_user(code: CodeType) -> bool:
-    """Whether a frame runs a model's code, not torch's or peftc's."""
-    return not code.co_filename.startswith(OWN)
-
-
-def _caller(frame: FrameType) -> FrameType:
-    """The model's own frame that asked for a node."""
-    while not is_user(frame.f_code) and frame.f_back is not None:
-        frame = frame.f_back
-    return frame
-
-
-def _user_frames(frame: FrameType | None) -> Iterator[tuple[CodeType, Position]]:
-    while frame is not None and frame.f_code is not Tracer.trace.__code__:
-        if is_user(frame.f_code):
-            yield frame.f_code, _positions(frame.f_code)[frame.f_lasti // 2]
-        frame = frame.f_back
-
-
-@cache
-def _positions(code: CodeType) -> tuple[Position, ...]:
-    """Line and column of each instruction: they stay when Python specialises a call, unlike its offset."""
-    return tuple(code.co_positions())

@@ -21,7 +21,7 @@ from peftc.trace.probes import Session
 from peftc.trace.remembered import Remembered
 from peftc.trace.repeats import Twins, twins
 from peftc.trace.tracer import UNTRACEABLE, Tracer
-from peftc.trace.values import Argument, Kept, TraceFailure
+from peftc.trace.values import Argument, Kept, Missing, TraceFailure
 from peftc.trace.ways import MOST, Against, asks_dtype, asks_value, decisions, further_ways
 
 TRAINING = "self.training"
@@ -71,6 +71,7 @@ class UnitTracer:
     leaves: frozenset[nn.Module]
     calls: Sequence[Call]
     session: Session
+    missing: frozenset[Hashable] = frozenset()
     remembered: dict[Hashable, Remembered] = field(default_factory=lambda: defaultdict(Remembered))
     traced: dict[Hashable, fx.Graph] = field(default_factory=dict)
 
@@ -80,18 +81,20 @@ class UnitTracer:
             raise TraceFailure(f"{type(self.module).__name__} is never called")
         try:
             return self._whole()
-        except Kept as found:
-            return self._keeping(found).graph()
+        except (Kept, Missing) as found:
+            return self._knowing(found).graph()
 
     def sketch(self) -> fx.Graph:
         """The graph of the first call alone: enough to tell two modules apart."""
         try:
             return self._once(self.calls[0], False)
-        except Kept as found:
-            return self._keeping(found).sketch()
+        except (Kept, Missing) as found:
+            return self._knowing(found).sketch()
 
-    def _keeping(self, found: Kept) -> UnitTracer:
-        """The same with more modules that stay calls: a merged graph has each of them inlined everywhere or nowhere."""
+    def _knowing(self, found: Kept | Missing) -> UnitTracer:
+        """The same with more modules that stay calls, or values that are None: in every trace or in none."""
+        if isinstance(found, Missing):
+            return replace(self, missing=self.missing | found.keys, traced={})
         return replace(self, leaves=self.leaves | found.modules, traced={})
 
     def _whole(self) -> fx.Graph:
@@ -201,12 +204,14 @@ class UnitTracer:
         against: Against = frozenset(),
     ) -> fx.Graph:
         """One trace; the decisions of `against` go the other way."""
-        tracer = Tracer(self.module, self.leaves, against, self.remembered[training, attention])
+        tracer = Tracer(self.module, self.leaves, against, self.remembered[training, attention], self.missing)
         before = [(m, m.training) for m in self.module.modules()]
         self.module.train(training)
         try:
             with attending_by(self.module, attention), self.session.tracing(tracer), torch.device("meta"):
                 graph = tracer.trace(arguments)
+        except Missing:
+            raise
         except UNTRACEABLE as error:
             raise TraceFailure(f"{type(self.module).__name__}: {error}") from error
         finally:

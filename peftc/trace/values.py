@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol, TypeVar
 
@@ -31,6 +31,14 @@ class Kept(TraceFailure):
     def __init__(self, modules: frozenset[nn.Module]) -> None:
         super().__init__(", ".join(type(m).__name__ for m in modules))
         self.modules = modules
+
+
+class Missing(TraceFailure):
+    """Values that are None and were used as if they were not, by their keys: to be the constant None in every trace."""
+
+    def __init__(self, keys: frozenset[Hashable], error: Exception) -> None:
+        super().__init__(str(error))
+        self.keys = keys
 
 
 @dataclass(frozen=True)

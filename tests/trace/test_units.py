@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
@@ -11,75 +10,8 @@ from torch import nn
 
 import peftc
 from peftc.graph.branches import assume
-from peftc.graph.sites import Trace
 from peftc.trace import trace_model
-from tests.laws import spec
-
-WIDTH = 8
-IDS = torch.tensor([[1, 2, 3, 4, 5], [6, 7, 8, 9, 1]])
-
-
-class Attending(nn.Module):
-    """Two heads, as any library writes them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.query, self.key, self.value, self.out = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
-
-    def forward(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        q, k, v = (p(x).unflatten(-1, (2, 4)).transpose(1, 2) for p in (self.query, self.key, self.value))
-        result: torch.Tensor = self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-        return result
-
-
-class Block(nn.Module):
-    """A residual attention, and a feed-forward after it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention, self.up, self.down = Attending(), nn.Linear(WIDTH, 12), nn.Linear(12, WIDTH)
-
-    def forward(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        x = x + self.attention(x)
-        result: torch.Tensor = x + self.down(torch.relu(self.up(self.prepared(x, **kwargs))))
-        return result
-
-    def prepared(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        return x
-
-
-class Net(nn.Module):
-    """An embedding and blocks; what `given` names reaches each block as a keyword."""
-
-    def __init__(self, blocks: list[nn.Module], given: dict[str, Any] | None = None) -> None:
-        super().__init__()
-        self.embedding, self.blocks, self.given = nn.Embedding(11, WIDTH), nn.ModuleList(blocks), given or {}
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        x = self.embedding(ids)
-        for block in self.blocks:
-            x = block(x, **self.given)
-        result: torch.Tensor = x
-        return result
-
-
-def made(kind: type[nn.Module], given: dict[str, Any] | None = None) -> Net:
-    torch.manual_seed(0)
-    return Net([kind(), kind()], given).eval()
-
-
-def sites(trace: Trace) -> list[tuple[str, ...]]:
-    return [layer.site_names() for layer in trace.layers]
-
-
-def attached(model: nn.Module, *entries: dict[str, Any]) -> nn.Module:
-    """With lora on q and v and an adapter behind the feed-forward, proved as a compile proves it."""
-    written = spec(
-        [*entries] or [{"method": "lora", "at": ["q", "v"], "rank": 2}, {"method": "adapter", "bottleneck": 2}]
-    )
-    changed: nn.Module = peftc.attach(copy.deepcopy(model), written)
-    torch.testing.assert_close(changed(IDS), model(IDS))
-    return changed
+from tests.trace.nets import IDS, WIDTH, Attending, Block, Net, attached, made, sites
 
 
 class Activated(Block):
@@ -125,6 +57,40 @@ def test_a_forward_is_followed(kind: type[nn.Module]) -> None:
         for names in sites(trace_model(model))
     )
     attached(model)
+
+
+class Paired(Attending):
+    """Hands out a bias too, where it has one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor, **kwargs: Any) -> Any:
+        return super().forward(x), self.bias
+
+
+class Biased(Block):
+    """Adds a bias that its attention may hand out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = Paired()
+
+    def forward(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        made, bias = self.attention(x)
+        x = x + (made if bias is None else made + bias.expand_as(made))
+        result: torch.Tensor = x + self.down(torch.relu(self.up(x)))
+        return result
+
+
+def test_what_a_call_does_not_give_is_checked() -> None:
+    model = made(Biased)
+    assert all("ffn" in names for names in sites(trace_model(model)))
+    changed: Any = attached(model, {"method": "adapter", "bottleneck": 2})
+    changed.blocks[1].attention.bias = torch.zeros(WIDTH)
+    with pytest.raises(ValueError, match="recompile Biased"):
+        changed(IDS)
 
 
 class Routed(Block):

@@ -9,6 +9,7 @@ import torch
 from torch import fx
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from peftc.graph.branches import inputs
 from peftc.trace.nested import tensors_in
 
 PLAIN = (int, float, bool, str, type(None), type(...), torch.dtype, torch.device, type)
@@ -66,9 +67,7 @@ def _key(value: Any) -> Hashable:
 
 def _lasts(points: Points, args: Any, kwargs: Any) -> bool:
     """Whether both results are new tensors of the meta device, alone or in tuples."""
-    nodes: list[fx.Node] = []
-    fx.node.map_arg((args, kwargs), nodes.append)
-    given = {id(tensor) for node in nodes for tensor in tensors_in(node.meta["value"])}
+    given = {id(tensor) for node in inputs((args, kwargs)) for tensor in tensors_in(node.meta["value"])}
     made = [list(tensors_in(point)) for point in points]
     return all(made) and all(t.is_meta and id(t) not in given for found in made for t in found) and _plain(points)
 

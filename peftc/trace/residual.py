@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Collection, Iterable
+from types import FunctionType
 
 import torch
 from torch import fx
@@ -66,10 +67,26 @@ def computes(view: View, way: Iterable[fx.Node]) -> bool:
 
 def _adds(node: fx.Node) -> bool:
     sides = operands(node)
-    if node.target not in ADDS or len(sides) != 2:
+    if len(sides) != 2 or not (node.target in ADDS or isinstance(node.target, FunctionType)):
         return False
     first, second = (side.meta["value"][0] for side in sides)
-    return isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor) and _streams(first, second)
+    streams = isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor) and _streams(first, second)
+    return streams and (node.target in ADDS or _mixes(node, first, second))
+
+
+def _mixes(node: fx.Node, first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Whether a model's own function of two tensors is alpha a + beta b, by what it makes of numbers."""
+    sides, shape = operands(node), first.shape
+    if dataflow.tensors(node) != sides or not (first.is_floating_point() and second.is_floating_point()):
+        return False
+    up, down = (torch.linspace(*ends, shape.numel(), device="cpu").view(shape) for ends in ((-1, 1), (2, 1)))
+    one, zero = torch.ones_like(up), torch.zeros_like(up)
+    pairs = ((up, down), (one, zero), (zero, one))
+    both, alpha, beta = (dataflow.moved(node, dict(zip(sides, pair, strict=True))) for pair in pairs)
+    if not all(isinstance(made, torch.Tensor) and made.shape == shape for made in (both, alpha, beta)):
+        return False
+    scaled = all(len(numbers := side.unique()) == 1 and bool(numbers.all()) for side in (alpha, beta))
+    return scaled and torch.allclose(both, alpha * up + beta * down)
 
 
 def _streams(first: torch.Tensor, second: torch.Tensor) -> bool:

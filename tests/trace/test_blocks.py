@@ -149,6 +149,33 @@ def test_the_larger_of_two_feed_forwards() -> None:
     assert ffn.output == "wide_2"
 
 
+def mixed(x: Tensor, residual: Tensor, share: float) -> Tensor:
+    return share * x + residual
+
+
+def blended(x: Tensor, residual: Tensor, share: float) -> Tensor:
+    return share * x * residual
+
+
+class Mixing(nn.Module):
+    """Takes what its feed-forward makes into the stream by a function of its own."""
+
+    def __init__(self, adds: bool) -> None:
+        super().__init__()
+        self.up, self.down, self.adds = nn.Linear(WIDTH, 12), nn.Linear(12, WIDTH), adds
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.down(functional.relu(self.up(x)))
+        return mixed(made, x, 0.5) if self.adds else blended(made, x, 0.5)
+
+
+def test_a_function_that_adds_is_a_sum() -> None:
+    ffn = sites(Mixing(adds=True), WIDTH)["ffn"]
+    assert isinstance(ffn, Sublayer)
+    assert (ffn.output, ffn.residual, ffn.sum) == ("down", "x", "mixed")
+    assert "ffn" not in sites(Mixing(adds=False), WIDTH)
+
+
 class Twice(nn.Module):
     """A feed-forward, and a narrow one after it."""
 

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from peftc.graph import dataflow
+from peftc.graph.branches import choose
 from peftc.trace.views import View, is_flat
 
 ADDS = (operator.add, operator.iadd, torch.add)
@@ -67,7 +68,8 @@ def computes(view: View, way: Iterable[fx.Node]) -> bool:
 
 def _adds(node: fx.Node) -> bool:
     sides = operands(node)
-    if len(sides) != 2 or not (node.target in ADDS or isinstance(node.target, FunctionType)):
+    called = isinstance(node.target, FunctionType) and node.target is not choose
+    if len(sides) != 2 or not (node.target in ADDS or called):
         return False
     first, second = (side.meta["value"][0] for side in sides)
     streams = isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor) and _streams(first, second)

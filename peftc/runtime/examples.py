@@ -42,11 +42,15 @@ def recordings(model: nn.Module) -> Recordings:
 
 
 class Filler:
-    """Meta tensors as real ones: random numbers, masks that hide some keys, zeros for indices."""
+    """Meta tensors as real ones: random numbers, masks that hide some keys, zeros for indices.
 
-    def __init__(self, seed: int, dtype: torch.dtype, eager: bool) -> None:
+    A mask of numbers is 0 and 1, which says something added as well as multiplied.  `added`: bool masks were recorded
+    under another attention than the one that runs, whose masks are added.
+    """
+
+    def __init__(self, seed: int, dtype: torch.dtype, added: bool) -> None:
         self.generator = torch.Generator().manual_seed(seed)
-        self.dtype, self.eager = dtype, eager
+        self.dtype, self.added = dtype, added
 
     def __call__(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
@@ -54,12 +58,17 @@ class Filler:
         if isinstance(value, (tuple, list)):
             return type(value)(self(item) for item in value)
         if isinstance(value, dict):
-            return {key: self(item) for key, item in value.items()}
+            return {key: self._named(str(key), item) for key, item in value.items()}
         if any(base.__module__.startswith("transformers.cache_utils") for base in type(value).__mro__):
             filled = copy.copy(value)
             vars(filled).update({key: self(item) for key, item in vars(value).items()})
             return filled
         return self.dtype if value is torch.float32 else torch.device("cpu") if value == torch.device("meta") else value
+
+    def _named(self, name: str, value: Any) -> Any:
+        if "mask" in name and isinstance(value, torch.Tensor) and value.is_floating_point():
+            return self._seen(value.shape).to(self.dtype)
+        return self(value)
 
     def _tensor(self, value: torch.Tensor) -> torch.Tensor:
         if value.dtype == torch.bool:
@@ -71,11 +80,15 @@ class Filler:
         return torch.randn(value.shape, generator=self.generator).to(self.dtype)
 
     def _mask(self, value: torch.Tensor) -> torch.Tensor:
-        seen = torch.rand(value.shape, generator=self.generator) < 0.7
-        seen[..., 0] = True
-        if not self.eager:
+        seen = self._seen(value.shape)
+        if not self.added:
             return seen
         return torch.zeros(value.shape, dtype=self.dtype).masked_fill(~seen, torch.finfo(self.dtype).min)
+
+    def _seen(self, shape: torch.Size) -> torch.Tensor:
+        seen = torch.rand(shape, generator=self.generator) < 0.7
+        seen[..., 0] = True
+        return seen
 
 
 def real_module(module: nn.Module, seed: int) -> nn.Module:

@@ -21,6 +21,7 @@ from peftc.trace.nested import tensors_in
 from peftc.trace.units import implementation
 
 TRIES = 30
+SEED = 5  # of the inputs
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class UnitRun:
         meta = program.plan.trace.model.get_submodule(path)
         module, calls = real_module(meta, 7), tuple(found.calls(meta))
         base = copy.deepcopy(module).eval()
-        able = tuple((what, call) for what, call in calls if _attempted(base, call, CASES[0]) is not None)
+        able = tuple((what, call) for what, call in calls if _attempted(base, call, _filler(CASES[0])))
         return cls(program, body, path, module, able, len(calls) - len(able))
 
     @property
@@ -81,8 +82,8 @@ class UnitRun:
             own = self._real(case)
             own.__class__ = getattr(emitted, self.body.name)
             for what, call in calls:
-                if (expected := _attempted(base, call, case)) is not None:
-                    self._same(expected, _run(own, call, case), f"{what}, {case}")
+                if expected := _attempted(base, call, _filler(case, self.own)):
+                    self._same(expected, _run(own, call, _filler(case, self.own)), f"{what}, {case}")
                     compared += 1
         return compared
 
@@ -94,7 +95,7 @@ class UnitRun:
             for addition in self.body.additions:
                 own.get_submodule(addition.name).eval()
             for what, call in self.calls:
-                wanted, found = (_outputs(module, call, case) for module in (base, own))
+                wanted, found = (_outputs(module, call, _filler(case, self.own)) for module in (base, own))
                 self._same(wanted, found, f"no effect, {what}, {case}", self.exact)
         return len(cases) * len(self.calls)
 
@@ -112,7 +113,7 @@ class UnitRun:
                 parameter.requires_grad_(name in trains)
                 if name in trains:
                     _perturb(parameter, attempt)
-            _run(own, self.calls[attempt % len(self.calls)][1], CASES[0], freeze=False)
+            _run(own, self.calls[attempt % len(self.calls)][1], _filler(CASES[0]), freeze=False)
             moved |= {name for name, p in present.items() if p.grad is not None and bool(p.grad.ne(0).any())}
             planned = self._planned(present)
             if moved >= planned:
@@ -127,11 +128,16 @@ class UnitRun:
         selected = {name for selection in self.program.plan.selections for name in selection.names}
         return {name for name in present if name in selected or name not in of_base}
 
+    @property
+    def own(self) -> str | None:
+        """The attention that the base asks for: under it the calls were recorded."""
+        return implementation(self.module)
+
     def _real(self, case: Case) -> nn.Module:
         module = copy.deepcopy(self.module).to(case.dtype).train(case.training)
         config: Any = getattr(module, "config", None)
         if config is not None:
-            config._attn_implementation = "eager" if case.eager else implementation(self.module)
+            config._attn_implementation = "eager" if case.eager else self.own
         return module
 
     def _attached(self, emitted: ModuleType, case: Case, neutral: bool) -> tuple[nn.Module, nn.Module]:
@@ -187,29 +193,31 @@ def _perturb(parameter: nn.Parameter, seed: int) -> None:
         parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator).to(parameter.dtype))
 
 
-def _run(module: nn.Module, call: Recorded, case: Case, freeze: bool = True) -> tuple[Any, Any]:
+def _filler(case: Case, own: str | None = None) -> Filler:
+    return Filler(SEED, case.dtype, added=case.eager and own != "eager")
+
+
+def _run(module: nn.Module, call: Recorded, fill: Filler, freeze: bool = True) -> tuple[Any, Any]:
     """Outputs, and the gradients of the parameters, of one call on inputs that depend on the call alone."""
     module.zero_grad(set_to_none=True)
     if freeze:
         module.requires_grad_(True)
-    outputs = _outputs(module, call, case)
+    outputs = _outputs(module, call, fill)
     _backward(tensors_in(outputs))
     return outputs, [p.grad for p in module.parameters() if p.grad is not None]
 
 
-def _outputs(module: nn.Module, call: Recorded, case: Case) -> Any:
-    config: Any = getattr(module, "config", None)
-    fill = Filler(5, case.dtype, getattr(config, "_attn_implementation", "sdpa") == "eager")
+def _outputs(module: nn.Module, call: Recorded, fill: Filler) -> Any:
     named, extra = fill(dict(call.named)), fill(dict(call.extra))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         return type(module).forward(module, **named, **extra)
 
 
-def _attempted(base: nn.Module, call: Recorded, case: Case) -> tuple[Any, Any] | None:
+def _attempted(base: nn.Module, call: Recorded, fill: Filler) -> tuple[Any, Any] | None:
     """What a run of the base's own module gives; None where it does not run so, as in bfloat16 or without a mask."""
     try:
-        return _run(base, call, case)
+        return _run(base, call, fill)
     except (RuntimeError, TypeError):
         return None
 

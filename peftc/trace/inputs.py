@@ -104,8 +104,13 @@ def _encoded(model: Any, reads: Feed, given: dict[str, Any], run: Runner) -> dic
         return {"encoder_outputs": encoder(**own)}
 
 
-def is_causal(model: nn.Module) -> bool:
-    """Whether what comes last leaves all before it as it was: one forward of a loaded model on two pairs of ids."""
+def is_causal(model: Any) -> bool:
+    """Whether what comes last leaves all before it as it was: one forward of a loaded model on two pairs of ids.
+
+    Of a model with both, the encoder is asked: what its decoder says hangs on all of the source.
+    """
+    if is_paired(model):
+        model = model.get_encoder()
     device = next(model.parameters()).device
     reads = None if device.type == "meta" else feed(model)
     if reads is None or reads.ids is None:

@@ -29,7 +29,10 @@ LITERALS = (int, float, str, complex, type(None), type(...), torch.dtype, torch.
 
 
 class Tracer(fx.proxy.TracerBase):
-    """Traces one unit.  `leaves` are the modules that stay calls; everything else with children is inlined."""
+    """Traces one unit.  `leaves` are the modules that stay calls; everything else with children is inlined.
+
+    The decisions of `against` go the other way; the values of `missing`, by their keys, are None and no proxies.
+    """
 
     def __init__(
         self,
@@ -172,6 +175,8 @@ class Tracer(fx.proxy.TracerBase):
             if type(result) is Value and result.points[0] is None:
                 fail(f"{path} returns what is not there")
             self.create_proxy("call_function", leave, (path, result), {})
+        except Missing:
+            raise
         except UNTRACEABLE:
             self.kept.add(module)
             for node in reversed(list(self.graph.nodes)):

@@ -124,6 +124,20 @@ base:
   task: seq2seq-lm
 methods:
 """
+FUNNEL = """
+name: proven
+base:
+  config: {model_type: funnel, d_model: 32, d_inner: 64, n_head: 4, d_head: 8, block_sizes: [1, 1], vocab_size: 64,
+    num_decoder_layers: 1}
+methods:
+"""
+CANINE = """
+name: proven
+base:
+  config: {model_type: canine, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 4,
+    num_hash_buckets: 64}
+methods:
+"""
 FNET = """
 name: proven
 base:
@@ -144,3 +158,10 @@ def test_a_module_that_sets_its_own_attributes_stays_a_call(tmp_path: Path) -> N
     """Such a router makes its weights float32 when it runs: inlined, it would not."""
     lines = prove(program_of(tmp_path, SWITCH + "  - method: adapter\n")).lines
     assert sum(line.endswith("bit for bit, gradients too") for line in lines) == 4
+
+
+@pytest.mark.parametrize("text", [FUNNEL, CANINE])
+def test_masks_that_are_another_s_and_multiplied(tmp_path: Path, text: str) -> None:
+    """One asks a bool which positions are of one segment, whatever attends; the other subtracts its mask from one."""
+    lines = prove(program_of(tmp_path, text + "  - method: lora\n  - method: adapter\n")).lines
+    assert not any("not run" in line or "left out" in line for line in lines)

@@ -18,9 +18,9 @@ from transformers import PreTrainedModel
 import peftc
 from peftc.emit.artifact import Artifact, emit
 from peftc.errors import PeftcError
-from peftc.graph.sites import Trace
+from peftc.graph.sites import Projection, Trace
 from peftc.methods import METHODS
-from peftc.plan import Plan, resolve
+from peftc.plan import Placement, Plan, resolve
 from peftc.report.budget import budget
 from peftc.rewrite import rewrite
 from peftc.runtime import attach
@@ -132,7 +132,7 @@ def keeps(
     _moved(attached)
     if torch.allclose(answer(attached, inputs), before, atol=1e-6):
         raise Broken("after its parameters moved, it has no effect")
-    _gradients(attached, plan, inputs)
+    _gradients(attached, model, plan, inputs)
     if kind.kind in ("decoder", "encoder-decoder"):
         _cached(attached, model, inputs)
 
@@ -168,18 +168,43 @@ def _moved(model: PreTrainedModel) -> None:
             p.add_(torch.randn(p.shape, generator=generator).to(p.dtype) * 0.2)
 
 
-def _gradients(model: PreTrainedModel, plan: Plan, inputs: Inputs) -> None:
-    """Every addition has a gradient that is not zero, in every layer that it was placed in."""
+def _gradients(model: PreTrainedModel, base: PreTrainedModel, plan: Plan, inputs: Inputs) -> None:
+    """Every addition has a gradient that is not zero, in every layer that it was placed in.
+
+    Where none of the base's own parameters has one, as behind what a head reads, an addition can have none either.
+    """
+    _backward(model, inputs)
+    added = {f"{p.path}.{p.name}.": _beside(p) for p in plan.placements}
+    dead = {
+        n: beside for n, p in trainable(model).items() if _dead(p) for a, beside in added.items() if n.startswith(a)
+    }
+    if dead:
+        live = _live(base, inputs)
+        dead = {n: beside for n, beside in dead.items() if any(other.startswith(f"{beside}.") for other in live)}
+    if dead:
+        raise Broken(f"no gradient: {_few(list(dead))}")
+    selected = [s for s in plan.selections if all(_dead(trainable(model)[n]) for n in s.names)]
+    if selected:
+        raise Broken(f"no gradient in anything that {selected[0].method} trains")
+
+
+def _backward(model: PreTrainedModel, inputs: Inputs) -> None:
     model.zero_grad()
     out = answer(model, inputs, grad=True)
     (out * torch.randn(out.shape, generator=torch.Generator().manual_seed(3))).sum().backward()
-    added = {f"{p.path}.{p.name}." for p in plan.placements}
-    dead = [n for n, p in trainable(model).items() if _dead(p) and any(n.startswith(a) for a in added)]
-    if dead:
-        raise Broken(f"no gradient: {_few(dead)}")
-    idle = [s for s in plan.selections if all(_dead(trainable(model)[n]) for n in s.names)]
-    if idle:
-        raise Broken(f"no gradient in anything that {idle[0].method} trains")
+
+
+def _beside(placement: Placement) -> str:
+    """The base's own module that an addition stands beside."""
+    site = placement.site
+    return ".".join(filter(None, (placement.path, site.module if isinstance(site, Projection) else "")))
+
+
+def _live(base: PreTrainedModel, inputs: Inputs) -> set[str]:
+    """Which parameters of the base have a gradient."""
+    own = copy.deepcopy(base).requires_grad_(True)
+    _backward(own, inputs)
+    return {name for name, parameter in own.named_parameters() if not _dead(parameter)}
 
 
 def _dead(parameter: torch.nn.Parameter) -> bool:

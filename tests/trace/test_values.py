@@ -1,0 +1,40 @@
+"""Values that no example has: what is None in all of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.trace.nets import IDS, Attending, Block, attached, made
+
+
+class Pairing(Attending):
+    """Returns a second stream where there is one."""
+
+    def forward(self, x: torch.Tensor, **kwargs: Any) -> Any:
+        return super().forward(x), None
+
+
+class Streaming(Block):
+    """Runs what its attention returns beside the first stream, if anything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = Pairing()
+
+    def forward(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        attended, other = self.attention(x)
+        x = x + attended
+        if other is not None:
+            x = x + torch.relu(self.up(other)).mean()
+        result: torch.Tensor = x + self.down(torch.relu(self.up(x)))
+        return result
+
+
+def test_what_is_none_and_asked_for_is_checked() -> None:
+    changed: Any = attached(made(Streaming))
+    changed.blocks[0].attention.register_forward_hook(lambda module, given, returned: (returned[0], returned[0]))
+    with pytest.raises(ValueError, match="recompile Streaming"):
+        changed(IDS)

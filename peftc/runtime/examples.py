@@ -28,10 +28,36 @@ class Recordings:
     def calls(self, module: nn.Module) -> Iterator[tuple[str, Recorded]]:
         """A description and the call, for each recording that reaches the module."""
         run = self.twins.get(module, module)
-        for (scenario, point), recording in self.found.items():
-            if run in recording.calls:
-                masked, cached = ("padded" if scenario.mask else "unpadded"), f"cache: {scenario.cache}"
-                yield f"{point.batch} x {point.length}, {masked}, {cached}", recording.calls[run]
+        found = {pair: recording.calls[run] for pair, recording in self.found.items() if run in recording.calls}
+        for (scenario, point), call in found.items():
+            masked, cached = ("padded" if scenario.mask else "unpadded"), f"cache: {scenario.cache}"
+            other = next((c for (s, p), c in found.items() if s == scenario and p != point), call)
+            named, extra = _marked(dict(call.named), dict(other.named)), _marked(dict(call.extra), dict(other.extra))
+            yield f"{point.batch} x {point.length}, {masked}, {cached}", Recorded(named, extra)
+
+
+@dataclass(frozen=True)
+class PerPosition:
+    """A tensor without features: one number for each position, such as a mask that is added or multiplied."""
+
+    shape: torch.Size
+
+
+def _marked(value: Any, other: Any) -> Any:
+    """A call's values, marked where they have no features, as a call at another size tells."""
+    if isinstance(value, (tuple, list)) and isinstance(other, (tuple, list)) and len(value) == len(other):
+        return type(value)(_marked(one, two) for one, two in zip(value, other, strict=True))
+    if isinstance(value, dict) and isinstance(other, dict):
+        return {key: _marked(item, other.get(key)) for key, item in value.items()}
+    return PerPosition(value.shape) if _is_per_position(value, other) else value
+
+
+def _is_per_position(value: Any, other: Any) -> bool:
+    """Whether no axis of a float tensor is as long at another size, axes of one entry apart, and more than one is."""
+    if not all(isinstance(v, torch.Tensor) and v.is_floating_point() for v in (value, other)):
+        return False
+    sizes = [pair for pair in zip(value.shape, other.shape, strict=False) if pair != (1, 1)]
+    return len(sizes) > 1 and all(one != two for one, two in sizes)
 
 
 def recordings(model: nn.Module) -> Recordings:
@@ -44,8 +70,8 @@ def recordings(model: nn.Module) -> Recordings:
 class Filler:
     """Meta tensors as real ones: random numbers, masks that hide some keys, zeros for indices.
 
-    A mask of numbers is 0 and 1, which says something added as well as multiplied.  `added`: bool masks were recorded
-    under another attention than the one that runs, whose masks are added.
+    Numbers for positions are 0 and 1: a mask, whether added or multiplied.  `added`: bool masks were recorded under
+    another attention than the one that runs, whose masks are added.
     """
 
     def __init__(self, seed: int, dtype: torch.dtype, added: bool) -> None:
@@ -55,20 +81,17 @@ class Filler:
     def __call__(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             return self._tensor(value)
+        if isinstance(value, PerPosition):
+            return self._seen(value.shape).to(self.dtype)
         if isinstance(value, (tuple, list)):
             return type(value)(self(item) for item in value)
         if isinstance(value, dict):
-            return {key: self._named(str(key), item) for key, item in value.items()}
+            return {key: self(item) for key, item in value.items()}
         if any(base.__module__.startswith("transformers.cache_utils") for base in type(value).__mro__):
             filled = copy.copy(value)
             vars(filled).update({key: self(item) for key, item in vars(value).items()})
             return filled
         return self.dtype if value is torch.float32 else torch.device("cpu") if value == torch.device("meta") else value
-
-    def _named(self, name: str, value: Any) -> Any:
-        if "mask" in name and isinstance(value, torch.Tensor) and value.is_floating_point():
-            return self._seen(value.shape).to(self.dtype)
-        return self(value)
 
     def _tensor(self, value: torch.Tensor) -> torch.Tensor:
         if value.dtype == torch.bool:

@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import nn
 
-from peftc.runtime.examples import Filler
-
-SHAPE = (2, 1, 5, 7)
-GIVEN = {
-    "hidden_states": torch.empty(SHAPE, device="meta"),
-    "attention_mask": torch.empty(SHAPE, device="meta"),
-    "same_segment": torch.empty(SHAPE, device="meta", dtype=torch.bool),
-}
+from peftc.runtime.examples import UNSEEN, Filler, Recordings
+from peftc.trace.calls import Recorded, Recording
+from peftc.trace.feeds import Point
+from peftc.trace.inputs import SCENARIOS
 
 
-def test_a_mask_of_numbers_hides_or_shows() -> None:
-    filled = Filler(1, torch.float32, added=False)(GIVEN)
-    assert set(filled["attention_mask"].unique().tolist()) == {0.0, 1.0}
-    assert len(filled["hidden_states"].unique()) > 2
+def recorded(point: Point) -> dict[str, Any]:
+    """What a unit may be called with: states, a mask among other things, and which positions belong together."""
+    batch, length = point.batch, point.length
+    states, mask = (torch.empty(*sizes, device="meta") for sizes in ((batch, length, 6), (batch, 1, length, length)))
+    return {"states": states, "inputs": (states, mask), "same": torch.empty(mask.shape, dtype=torch.bool)}
+
+
+def filled(*, added: bool) -> list[dict[str, Any]]:
+    module = nn.Identity()
+    found = {(SCENARIOS[0], p): Recording({module: Recorded(recorded(p), {})}) for p in UNSEEN}
+    calls = [dict(call.named) for _, call in Recordings(found, {}).calls(module)]
+    assert len(calls) == len(UNSEEN)
+    return [Filler(1, torch.float32, added)(call) for call in calls]
+
+
+def test_numbers_without_features_hide_or_show() -> None:
+    for call in filled(added=False):
+        states, mask = call["inputs"]
+        assert set(mask.unique().tolist()) == {0.0, 1.0}
+        assert len(states.unique()) == states.numel()
 
 
 def test_what_is_bool_stays_so_under_the_attention_that_was_recorded() -> None:
     for added, dtype in ((False, torch.bool), (True, torch.float32)):
-        assert Filler(1, torch.float32, added)(GIVEN)["same_segment"].dtype == dtype
+        assert all(call["same"].dtype == dtype for call in filled(added=added))

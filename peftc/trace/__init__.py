@@ -16,9 +16,9 @@ from peftc.graph.sites import Embedding, Parameter, Projection, Trace, Unit
 from peftc.trace.inputs import is_causal
 from peftc.trace.layers import fingerprint, layers
 from peftc.trace.model import UNBUILT, build, skeleton, smaller
+from peftc.trace.observed import observe
 from peftc.trace.probes import installed
 from peftc.trace.reach import reached
-from peftc.trace.units import observe
 from peftc.trace.values import TraceFailure
 from peftc.trace.views import is_norm
 

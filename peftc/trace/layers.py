@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,9 +14,10 @@ from peftc.graph.branches import LiftedFloat, LiftedInt, LiftedStr, given
 from peftc.graph.sites import Layer, Site, Unit
 from peftc.trace.attention import attention_sites
 from peftc.trace.blocks import block_sites
+from peftc.trace.observed import Call, Observed
 from peftc.trace.probes import Session
 from peftc.trace.towers import layer_paths
-from peftc.trace.units import Call, Observed, UnitTracer
+from peftc.trace.units import UnitTracer
 from peftc.trace.values import TraceFailure
 from peftc.trace.views import View
 
@@ -27,7 +28,8 @@ def layers(model: nn.Module, observed: Observed, session: Session) -> tuple[tupl
     blocks = [path for tower in towers for path in tower]
     attention = [path for path in observed.attending(model) if path not in blocks]
     leaves = frozenset(model.get_submodule(p) for p in attention)
-    units = _Units(model, observed, leaves, session)
+    replaced = {path: why for path, why in observed.replaced.items() if path in (*attention, *blocks)}
+    units = _Units(model, observed, leaves, session, replaced)
     inner = {path: unit for unit in units.of(attention, {}) for path in unit.paths}
     outer = {path: unit for unit in units.of(blocks, inner) for path in unit.paths}
     found = []
@@ -57,12 +59,12 @@ class _Units:
     observed: Observed
     leaves: frozenset[nn.Module]
     session: Session
-    untraced: dict[str, str] = field(default_factory=dict)
+    untraced: dict[str, str]
 
     def of(self, paths: Sequence[str], inner: Mapping[str, Unit]) -> list[Unit]:
         """The units of these modules: one per distinct forward."""
         groups: dict[tuple[nn.Module, tuple[Any, ...]], list[str]] = {}
-        for path in paths:
+        for path in (p for p in paths if p not in self.untraced):
             module = self.model.get_submodule(path)
             within = tuple(sorted((p[len(path) :], id(u)) for p, u in inner.items() if p.startswith(f"{path}.")))
             groups.setdefault((self.observed.twins.get(module, module), within), []).append(path)

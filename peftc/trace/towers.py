@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from peftc.trace.units import Observed
+from peftc.trace.observed import Observed
 
 
 def layer_paths(model: nn.Module, observed: Observed) -> list[list[str]]:

@@ -1,10 +1,10 @@
-"""The units of a model: which modules' forwards are traced, under which scenarios, and one merged graph each."""
+"""A unit's graph: one forward traced under every scenario that reaches it, training and not, and merged."""
 
 from __future__ import annotations
 
 import inspect
 from collections import defaultdict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,54 +13,17 @@ import torch
 from torch import fx, nn
 
 from peftc.graph.branches import assume, choose
-from peftc.trace.calls import Recorded, Recording, record
-from peftc.trace.feeds import POINTS, parameters
-from peftc.trace.inputs import SCENARIOS, Scenario
+from peftc.trace.feeds import parameters
 from peftc.trace.merge import merge, merged_by_decisions
+from peftc.trace.observed import Call
 from peftc.trace.probes import Session
 from peftc.trace.remembered import Remembered
-from peftc.trace.repeats import Twins, twins
 from peftc.trace.tracer import UNTRACEABLE, Tracer
 from peftc.trace.values import Argument, Kept, Missing, TraceFailure
 from peftc.trace.ways import MOST, Against, asks_dtype, asks_value, decisions, further_ways
 
 TRAINING = "self.training"
 EAGER = 'self.config._attn_implementation == "eager"'
-Call = tuple[Recorded, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Observed:
-    """Every recording of a model: scenario -> one recording per example point; what was run for each module."""
-
-    recordings: Mapping[Scenario, tuple[Recording, ...]]
-    twins: Twins
-
-    def calls(self, module: nn.Module) -> list[Call]:
-        """The calls of one module, per scenario that reaches it, as one record per point."""
-        run = self.twins.get(module, module)
-        pairs = self.recordings.values()
-        return [tuple(r.calls[run] for r in pair) for pair in pairs if all(run in r.calls for r in pair)]
-
-    def pattern(self, module: nn.Module) -> tuple[tuple[str, ...], ...]:
-        """Which parameters each scenario gives the module."""
-        calls = self.calls(module)
-        return tuple(tuple(p for p in parameters(module) if _given(c, p)) for c in calls)
-
-    def attending(self, model: nn.Module) -> list[str]:
-        """The paths of the modules that attend."""
-        seen = {m for pair in self.recordings.values() for r in pair for m in r.attending}
-        return [path for path, module in model.named_modules() if self.twins.get(module, module) in seen]
-
-
-def observe(model: nn.Module) -> Observed:
-    """Run the model on the meta device in every scenario that it has."""
-    recordings, alike = {}, twins(model)
-    for scenario in SCENARIOS:
-        pair = tuple(record(model, scenario, point, alike) for point in POINTS)
-        if all(pair):
-            recordings[scenario] = tuple(r for r in pair if r is not None)
-    return Observed(recordings, alike)
 
 
 @dataclass(frozen=True, eq=False)

@@ -74,6 +74,8 @@ WINDOWS = {
 }  # fmt: skip
 OVERRIDES: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1]},
+    "big_bird": {"attention_type": "original_full"},  # what a short input turns it into, with modules of other classes
+    "bigbird_pegasus": {"attention_type": "original_full"},
     "donut-swin": WINDOWS,
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},
     "swin": WINDOWS,

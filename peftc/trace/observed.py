@@ -1,0 +1,55 @@
+"""What a model does on the meta device: the calls of its modules, which of them attend, which it replaces."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from peftc.trace.calls import Recorded, Recording, record
+from peftc.trace.feeds import POINTS
+from peftc.trace.inputs import SCENARIOS, Scenario
+from peftc.trace.repeats import Twins, twins
+
+Call = tuple[Recorded, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Observed:
+    """Every recording of a model: scenario -> one recording per example point; what was run for each module.
+
+    `replaced`: the paths where a model puts a module of another class while it runs, and what it does there.
+    """
+
+    recordings: Mapping[Scenario, tuple[Recording, ...]]
+    twins: Twins
+    replaced: Mapping[str, str]
+
+    def calls(self, module: nn.Module) -> list[Call]:
+        """The calls of one module, per scenario that reaches it, as one record per point."""
+        run = self.twins.get(module, module)
+        pairs = self.recordings.values()
+        return [tuple(r.calls[run] for r in pair) for pair in pairs if all(run in r.calls for r in pair)]
+
+    def attending(self, model: nn.Module) -> list[str]:
+        """The paths of the modules that attend."""
+        seen = {m for pair in self.recordings.values() for r in pair for m in r.attending}
+        return [path for path, module in model.named_modules() if self.twins.get(module, module) in seen]
+
+
+def observe(model: nn.Module) -> Observed:
+    """Run the model on the meta device in every scenario that it has."""
+    recordings, alike, before = {}, twins(model), classes(model)
+    for scenario in SCENARIOS:
+        pair = tuple(record(model, scenario, point, alike) for point in POINTS)
+        if all(pair):
+            recordings[scenario] = tuple(r for r in pair if r is not None)
+    pairs = ((path, before.get(path), now) for path, now in classes(model).items())
+    replaced = {path: f"{was} becomes {now} while the model runs" for path, was, now in pairs if was not in (None, now)}
+    return Observed(recordings, twins(model), replaced)
+
+
+def classes(model: nn.Module) -> dict[str, str]:
+    """The name of every module's class."""
+    return {path: type(module).__name__ for path, module in model.named_modules()}

@@ -57,9 +57,18 @@ def _join_products(edit: Editor, site: Attention, written: Written, tables: fx.N
     edit.comment(wider)
     for view in map(edit.node, written.views):
         _resize(edit, view)
+    for mask in map(edit.node, written.masks):
+        _widen(edit, mask, tables)
     own = edit.insert("call_function", modules.prefix_like, (value_table, value, written.heads, *_given(gate)), total)
     longer = edit.insert("call_function", torch.cat, ((own, value), -2), total)
     _instead(edit, total, value, longer, "value")
+
+
+def _widen(edit: Editor, filled: fx.Node, tables: fx.Node) -> None:
+    """Let a mask over the weights leave those of the learnt keys as they are."""
+    mask = filled.args[1]
+    assert isinstance(mask, fx.Node)
+    filled.update_arg(1, edit.apply("beside_prefix", mask, tables))
 
 
 def _instead(edit: Editor, reader: fx.Node, old: fx.Node, new: fx.Node, name: str) -> None:

@@ -61,7 +61,7 @@ class Written:
     """An attention that is written out: `scores` is query times key, with `heads` of the widths of one head.
 
     `copied` leads from the scores to the softmax, without what masks or biases single keys; what comes out there is
-    the copy of `last`.  `views` are those of the weights that name the number of keys.
+    the copy of `last`.  `views` are those of the weights that name the number of keys, `masks` fill some weights.
     """
 
     scores: str
@@ -72,6 +72,7 @@ class Written:
     copied: tuple[Copied, ...]
     last: str
     views: tuple[str, ...] = ()
+    masks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

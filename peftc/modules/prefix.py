@@ -121,5 +121,5 @@ def with_prefix(
 
 
 def beside_prefix(bias: torch.Tensor, prefix: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """What is added to the scores of the keys (..., queries, keys), with zeros for the prefix before them."""
+    """A bias or a mask (..., queries, keys) of what it changes, with zeros for the prefix before them."""
     return nn.functional.pad(bias, (prefix[0].shape[0], 0))

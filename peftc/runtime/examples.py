@@ -71,7 +71,7 @@ class Filler:
     """Meta tensors as real ones: random numbers, masks that hide some keys, zeros for indices.
 
     Numbers for positions are 0 and 1: a mask, whether added or multiplied.  `added`: bool masks were recorded under
-    another attention than the one that runs, whose masks are added.
+    another attention than the one that runs, whose masks are added.  Integers of more than two axes are a mask too.
     """
 
     def __init__(self, seed: int, dtype: torch.dtype, added: bool) -> None:
@@ -99,7 +99,8 @@ class Filler:
         if value.is_complex():
             return torch.randn(value.shape, dtype=value.dtype, generator=self.generator)
         if not value.is_floating_point():
-            return torch.zeros(value.shape, dtype=value.dtype)
+            seen = self._seen(value.shape) if value.dim() > 2 else torch.zeros(value.shape)
+            return seen.to(value.dtype)
         return torch.randn(value.shape, generator=self.generator).to(self.dtype)
 
     def _mask(self, value: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -42,19 +42,28 @@ class Recording:
 def record(model: nn.Module, scenario: Scenario, point: Point, twins: Twins) -> Recording | None:
     """Run the model once as the scenario says; None where the model has no such scenario, or refuses it.
 
-    A module whose twin has run in this call on the same shapes is not run again: it returns what its twin returned.
+    A model that fails on new ids alone is given those of its cache before them.
     """
-    recording = Recording()
     try:
-        given = inputs(model, scenario, point, lambda: _recording(Recording(), twins, scenario.mask))
-        if given is None:
-            return None
-        with torch.no_grad(), _recording(recording, twins, scenario.mask):
-            model(**given)
+        return _run(model, scenario, point, twins)
     except REFUSALS:
         if scenario.cache == "none":
             raise
         return None
+    except RuntimeError:
+        if not scenario.continues or scenario.whole:
+            raise
+        return record(model, replace(scenario, whole=True), point, twins)
+
+
+def _run(model: nn.Module, scenario: Scenario, point: Point, twins: Twins) -> Recording | None:
+    """One run; a module whose twin has run in it on the same shapes is not run again: it returns what that returned."""
+    recording = Recording()
+    given = inputs(model, scenario, point, lambda: _recording(Recording(), twins, scenario.mask))
+    if given is None:
+        return None
+    with torch.no_grad(), _recording(recording, twins, scenario.mask):
+        model(**given)
     return recording
 
 

@@ -18,10 +18,19 @@ META = torch.device("meta")
 
 @dataclass(frozen=True)
 class Scenario:
-    """How the outer model is called: padded or not; no cache, an empty one, a filled one, or one token at a time."""
+    """How the outer model is called: padded or not; no cache, an empty one, a filled one, or one token at a time.
+
+    `whole`: beside a cache, the ids of what it holds come once more.
+    """
 
     mask: bool
     cache: Literal["none", "empty", "filled", "single"]
+    whole: bool = False
+
+    @property
+    def continues(self) -> bool:
+        """Whether the cache holds something before the call."""
+        return self.cache in ("filled", "single")
 
 
 SCENARIOS = (
@@ -49,9 +58,8 @@ def inputs(model: nn.Module, scenario: Scenario, point: Point, run: Runner) -> d
     if not scenario.mask and reads.mask is None:
         return None
     length = 1 if scenario.cache == "single" else point.length
-    before = point.past if scenario.cache in ("filled", "single") else 0
     now = replace(point, length=length)
-    given = _after(model, now, before, scenario.mask, run) if before else _given(model, reads, now, 0, scenario.mask)
+    given = _after(model, now, scenario, run) if scenario.continues else _given(model, reads, now, 0, scenario.mask)
     if given is None:
         return None
     if scenario.cache == "empty":
@@ -78,9 +86,9 @@ def _given(model: nn.Module, reads: Feed, point: Point, before: int, mask: bool)
     return given | ({"decoder_attention_mask": everything} if masked else {})
 
 
-def _after(model: nn.Module, point: Point, before: int, mask: bool, run: Runner) -> dict[str, Any] | None:
+def _after(model: nn.Module, point: Point, scenario: Scenario, run: Runner) -> dict[str, Any] | None:
     """What comes after earlier tokens: ids, the cache of what a first run saw, and what an encoder said."""
-    reads = feed(model)
+    reads, before, mask = feed(model), point.past, scenario.mask
     first = _given(model, reads, replace(point, length=before), 0, mask)
     encoded = _encoded(model, reads, first, run)
     with torch.no_grad(), run():
@@ -88,7 +96,9 @@ def _after(model: nn.Module, point: Point, before: int, mask: bool, run: Runner)
     if cache is None:
         return None
     _fill_all(cache)
-    given = _given(model, reads if is_paired(model) else reads.later(), point, before, mask)
+    read = reads if is_paired(model) else reads.later()
+    whole = replace(point, length=before + point.length)
+    given = _given(model, read, whole, 0, mask) if scenario.whole else _given(model, read, point, before, mask)
     return {**given, **encoded, "past_key_values": cache}
 
 

@@ -83,13 +83,14 @@ def joint(view: View, found: Found, x: fx.Node) -> Written | str:
     weights = _weights(view, found)
     reasons = [*map(chain.take, dataflow.between(view.flow, found.scores, found.softmax)[1:-1])]
     reasons += [_unpassed(view, node, {found.softmax, *weights}) for node in weights]
+    masks = tuple(node.name for node in weights if _masks(node, {found.softmax, *weights}))
     if reason := next(filter(None, reasons), None):
         return reason
     key, value = (operand.meta["value"][0].shape for operand in (found.key, found.value))
     last = chain.images[found.softmax.all_input_nodes[0]]
     views = tuple(node.name for node in weights if _names_keys(node) and -1 not in node.args[-1:])
     widths = (key[-2], value[-1])
-    return Written(found.scores.name, found.softmax.name, heads, *widths, tuple(chain.copied), last.name, views)
+    return Written(found.scores.name, found.softmax.name, heads, *widths, tuple(chain.copied), last.name, views, masks)
 
 
 def _weights(view: View, found: Found) -> list[fx.Node]:
@@ -175,9 +176,18 @@ def _unpassed(view: View, node: fx.Node, weights: set[fx.Node]) -> str | None:
     others = [n for n in dataflow.tensors(node) if n not in weights and dataflow.name_of(node) != "type_as"]
     scales = dataflow.name_of(node) in SCALING and not any(_per_key(n, node) for n in others)
     moves = dataflow.is_move(node) and (_is_item(node) or _keeps_last(node))
-    if node.target is choose or not dataflow.holds_tensor(node) or _is_plain(view, node) or scales or moves:
+    passes = _is_plain(view, node) or scales or moves or _masks(node, weights)
+    if node.target is choose or not dataflow.holds_tensor(node) or passes:
         return None
     return f"its weights pass {dataflow.name_of(node)}"
+
+
+def _masks(node: fx.Node, weights: set[fx.Node]) -> bool:
+    """Whether a node fills the weights of the keys that a mask names, one entry of it for each key."""
+    if dataflow.name_of(node) not in ("masked_fill", "masked_fill_") or node.args[0] not in weights:
+        return False
+    mask = node.args[1]
+    return isinstance(mask, fx.Node) and mask not in weights and _per_key(mask, node)
 
 
 def _is_item(node: fx.Node) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from inspect import signature
 from typing import Any
 
 import pytest
@@ -30,6 +31,12 @@ TINY = {
             {"hidden_size": 32, "num_layers": 2, "num_heads": HEADS, "window_size": 4, "max_position_embeddings": 64,
              "attention_types": [[["global", "local"], 1]], "bos_token_id": 1, "eos_token_id": 2},
             "causal-lm", causal=True,
+        ),
+        Tiny(
+            "cpmant",  # masks its weights too
+            {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": HEADS, "dim_head": SPAN, "dim_ff": 48,
+             "prompt_length": 4, "prompt_types": 4, "segment_types": 4, "position_bias_max_distance": 64},
+            "causal-lm",
         ),
     )
 }  # fmt: skip
@@ -82,13 +89,22 @@ def by_slopes(module: Any, given: dict[str, Any]) -> Tensor:
     return out
 
 
+def by_masks(module: Any, given: dict[str, Any]) -> Tensor:
+    states = given["hidden_q"]
+    query, key, value = (apart(part(states)) for part in (module.project_q, module.project_k, module.project_v))
+    seen = given["attention_mask"][:, None].bool()
+    bias = given["position_bias"].expand(len(states), -1, -1, -1).masked_fill(~seen, -torch.inf)
+    out: Tensor = module.attention_out(attend(module, query, key, value, bias))
+    return out
+
+
 def called(model: Any, module: Any, given: dict[str, Any]) -> tuple[dict[str, Any], Tensor]:
     """The arguments by name and the output of a module, where the model runs."""
     seen: list[tuple[dict[str, Any], Tensor]] = []
-    names = ("hidden_states", "residual")
+    parameters = signature(type(module).forward)
 
     def see(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        seen.append(({**dict(zip(names, args, strict=False)), **kwargs}, output[0]))
+        seen.append((parameters.bind(module, *args, **kwargs).arguments, output[0]))
 
     with torch.no_grad():
         handle = module.register_forward_hook(see, with_kwargs=True)
@@ -98,7 +114,9 @@ def called(model: Any, module: Any, given: dict[str, Any]) -> tuple[dict[str, An
 
 
 @pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize(("name", "sums"), [("megatron-bert", by_projections), ("bloom", by_slopes)])
+@pytest.mark.parametrize(
+    ("name", "sums"), [("megatron-bert", by_projections), ("bloom", by_slopes), ("cpmant", by_masks)]
+)
 def test_the_sums_by_hand(name: str, sums: Callable[[Any, dict[str, Any]], Tensor], padded: bool) -> None:
     _, model = bases(name)
     assert len(attentions(model)) == 2

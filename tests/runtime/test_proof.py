@@ -13,7 +13,7 @@ from peftc.compiler import planned
 from peftc.errors import Defect
 from peftc.rewrite import rewrite
 from peftc.rewrite.program import Program
-from peftc.runtime.examples import recordings
+from peftc.runtime.examples import Filler, recordings
 from peftc.runtime.proof import prove
 from peftc.runtime.unit_run import CASES, UnitRun
 
@@ -166,3 +166,10 @@ def test_masks_that_are_another_s_and_multiplied(tmp_path: Path, text: str) -> N
     """One asks a bool which positions are of one segment, whatever attends; the other subtracts its mask from one."""
     lines = prove(program_of(tmp_path, text + "  - method: lora\n  - method: adapter\n")).lines
     assert sum(line.endswith("no other has one") for line in lines) >= 2
+
+
+def test_integers_are_indices_or_a_mask() -> None:
+    ids, mask = (Filler(5, torch.float32, added=False)(torch.ones(sizes).int()) for sizes in ((2, 9), (2, 9, 9)))
+    assert not ids.any()
+    assert mask.dtype == torch.int32
+    assert mask[..., 0].all() and not mask.all()

@@ -12,8 +12,9 @@ from torch import nn
 from transformers import AutoConfig
 
 from peftc.trace import trace_model
+from peftc.trace.calls import record
 from peftc.trace.feeds import POINTS, feed
-from peftc.trace.inputs import SCENARIOS, inputs
+from peftc.trace.inputs import SCENARIOS, Scenario, inputs
 from peftc.trace.meta import shapes_only, values_as_zeros
 from peftc.trace.model import from_config
 
@@ -36,6 +37,9 @@ MODELS: dict[str, tuple[str | None, dict[str, Any]]] = {
     "switch_transformers": ("seq2seq-lm", {
         "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4,
         "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1, "num_experts": 2, "vocab_size": 61}),
+    "cpmant": ("causal-lm", {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "dim_head": 8, "dim_ff": 48,
+        "prompt_length": 4, "vocab_size": 61}),
     "llava": ("image-text-to-text", {"text_config": {**TEXT, "model_type": "llama"}, "vision_config": {
         **IMAGE, "model_type": "clip_vision_model"}}),
 }  # fmt: skip
@@ -86,6 +90,14 @@ def running() -> Iterator[None]:
 def test_a_cache_is_given_with_what_the_encoder_said(name: str) -> None:
     found = [inputs(made(name), scenario, POINTS[0], running) for scenario in SCENARIOS if scenario.cache != "none"]
     assert all(given is not None and "encoder_outputs" in given for given in found)
+
+
+def test_a_model_that_wants_the_ids_of_its_cache_once_more() -> None:
+    model, point = made("cpmant"), POINTS[0]
+    recording = record(model, Scenario(mask=False, cache="single"), point, {})
+    assert recording is not None
+    queries = [recording.calls[m].named["hidden_q"] for m in recording.attending]
+    assert [tuple(q.shape[:2]) for q in queries] == [(point.batch, 1)] * 2
 
 
 class Refusing(nn.Module):

@@ -7,7 +7,7 @@ import torch
 
 import peftc
 from peftc.trace import trace_model
-from tests.trace.test_units import Attending, Block, Net, attached
+from tests.trace.nets import Attending, Block, Net, attached
 
 
 class Plain(Attending):

@@ -81,6 +81,12 @@ def test_what_the_scores_of_learnt_keys_pass(name: str) -> None:
     assert Prefix().refusal(found(before)) is None
 
 
+def test_a_mask_over_the_weights_is_one_for_the_keys_of_its_own() -> None:
+    site = found(after=lambda w, b: w.masked_fill(b < 0, 0))
+    assert isinstance(site.written, Written), site.written
+    assert site.written.masks == ("masked_fill",)
+
+
 @pytest.mark.parametrize(
     ("site", "said"),
     [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -44,8 +44,8 @@ def shapes_only() -> Iterator[None]:
 
 
 @contextmanager
-def values_as_zeros() -> Iterator[None]:
-    """A number that is read out of a meta tensor is zero, as the ids of the examples are; all is nonzero.
+def values_as(number: int) -> Iterator[None]:
+    """A number that is read out of a meta tensor is this one; all is nonzero.
 
     Only where nothing is traced: a number that a trace reads would become a constant.
     """
@@ -53,8 +53,13 @@ def values_as_zeros() -> Iterator[None]:
         stack.enter_context(_config.patch(meta_nonzero_assume_all_nonzero=True))  # type: ignore[attr-defined]
         stack.enter_context(patched(Distribution, "_validate_args", False))
         for name in READS:
-            stack.enter_context(patched(torch.Tensor, name, _read(name)))
+            stack.enter_context(patched(torch.Tensor, name, _read(name, number)))
         yield
+
+
+def values_as_zeros() -> AbstractContextManager[None]:
+    """A number that is read out of a meta tensor is zero, as the ids of the examples are."""
+    return values_as(0)
 
 
 @contextmanager
@@ -70,11 +75,11 @@ def nothing_padded() -> Iterator[None]:
         yield
 
 
-def _read(name: str) -> Any:
+def _read(name: str, number: int) -> Any:
     read = getattr(torch.Tensor, name)
 
     def reading(tensor: torch.Tensor, *args: Any) -> Any:
         is_number = tensor.device.type == "meta" and tensor.numel() == 1
-        return read(torch.zeros((), dtype=tensor.dtype, device="cpu") if is_number else tensor, *args)
+        return read(torch.full((), number, dtype=tensor.dtype, device="cpu") if is_number else tensor, *args)
 
     return reading

@@ -13,7 +13,7 @@ from torch import fx, nn
 from torch.fx.node import map_aggregate
 
 from peftc.graph.branches import SelfReference, assume, enter, leave
-from peftc.trace.meta import values_as_zeros
+from peftc.trace.meta import values_as, values_as_zeros
 
 EXTRA = "**"  # the key under which the unit's own **kwargs travel through a call
 Point = Any
@@ -142,8 +142,7 @@ def evaluate(unit: nn.Module, kind: str, target: Any, args: Any, kwargs: Any, po
 
 def _apply(unit: nn.Module, kind: str, target: Any, values: tuple[Any, ...], named: dict[str, Any]) -> Point:
     if kind == "call_module":
-        with values_as_zeros():
-            return unit.get_submodule(target)(*values, **named)
+        return _called(unit.get_submodule(target), values, named)
     if kind == "get_attr":
         owner, _, name = target.rpartition(".")
         return getattr(unit.get_submodule(owner), name)
@@ -151,6 +150,16 @@ def _apply(unit: nn.Module, kind: str, target: Any, values: tuple[Any, ...], nam
         method = values[0] if target == "__call__" else getattr(values[0], target)
         return method(*values[1:], **named)
     return None if target in (assume, enter, leave) else target(*values, **named)
+
+
+def _called(module: nn.Module, values: tuple[Any, ...], named: dict[str, Any]) -> Point:
+    """What a module computes; what it asserts of values that are not there holds."""
+    try:
+        with values_as_zeros():
+            return module(*values, **named)
+    except AssertionError:
+        with values_as(1):
+            return module(*values, **named)
 
 
 def _number(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Values that no example has: what is None in all of them."""
+"""Values that no example has: what is None in all of them, and numbers."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from tests.trace.nets import IDS, Attending, Block, attached, made
+from tests.trace.seen import seen
 
 
 class Pairing(Attending):
@@ -38,3 +40,24 @@ def test_what_is_none_and_asked_for_is_checked() -> None:
     changed.blocks[0].attention.register_forward_hook(lambda module, given, returned: (returned[0], returned[0]))
     with pytest.raises(ValueError, match="recompile Streaming"):
         changed(IDS)
+
+
+class Asserting(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert x.isnan().sum() == 0, "NaN"
+        return x * 2
+
+
+class Checked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.check = nn.Linear(4, 4), Asserting()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.check(self.first(x))
+        return out
+
+
+def test_what_a_module_asserts_of_numbers_holds() -> None:
+    called = [node for node in seen(Checked(), 4).graph.nodes if node.target == "check"]
+    assert [value.shape for value in called[0].meta["value"]] == [torch.Size((2, 5, 4)), torch.Size((3, 7, 4))]

@@ -93,23 +93,24 @@ def _width(sites: list[Site]) -> int:
 
 
 def _sites(view: View, call: AttentionCall) -> list[Site]:
-    parts = [_part(view, argument) for argument in (call.query, call.key, call.value)]
-    if any(p is None for p in parts):
+    q, k, v = (_part(view, argument) for argument in (call.query, call.key, call.value))
+    if k is None or v is None:
         return []
-    q, k, v = (p for p in parts if p is not None)
-    x = _shared_input(view, q, k)
+    asking = read_by(view, q.node) if q else call.query  # without q no one linear map makes it: experts do
+    x = _shared_input(view, asking, read_by(view, k.node))
+    if x is None and q is None:
+        return []
     cross = "" if x else "cross."
     mask = None if cross else parameter_behind(view, call.mask)
     causal = call.causal and not cross
     named = [*zip("qkv", (q, k, v), strict=True), *(("o", o) for o in output_projection(view, call.node))]
-    attention = _attention(view, call, x or read_by(view, q.node), cross)
-    found: list[Site] = [replace(part, name=cross + name, causal=causal, mask=mask) for name, part in named]
+    attention = _attention(view, call, x or asking, cross)
+    found: list[Site] = [replace(part, name=cross + name, causal=causal, mask=mask) for name, part in named if part]
     return [*found, replace(attention, causal=causal, mask=mask)]
 
 
-def _shared_input(view: View, q: Projection, k: Projection) -> fx.Node | None:
+def _shared_input(view: View, *readers: fx.Node) -> fx.Node | None:
     """The last value that both query and key are made from; None where the keys are another sequence's."""
-    readers = [read_by(view, part.node) for part in (q, k)]
     first = {n: find(view.graph, view.alike[n.name]) for n in view.graph.nodes if n.name in view.alike}
     behind = [{first.get(n, n) for n in dataflow.reached(view.flow.reverse(copy=False), x)} for x in readers]
     return max(behind[0] & behind[1], default=None)

@@ -15,7 +15,7 @@ from transformers.modeling_utils import AttentionInterface
 
 from peftc.trace.feeds import Point, parameters
 from peftc.trace.inputs import Scenario, inputs
-from peftc.trace.meta import nothing_padded, patched, shapes_only, values_as_zeros
+from peftc.trace.meta import answered, nothing_padded, patched, shapes_only, values_as_zeros
 from peftc.trace.nested import tensors_in
 from peftc.trace.probes import SDPA
 from peftc.trace.repeats import Twins
@@ -81,7 +81,7 @@ def _recording(recording: Recording, twins: Twins, padded: bool) -> Iterator[Non
             recording.calls[module] = bind(module, _snapshot(args), _snapshot(kwargs))
         stack.append(module)
         try:
-            result = call(module, *args, **kwargs)
+            result = answered(module, args, kwargs, call)
         finally:
             stack.pop()
         if like is module and run is not None:

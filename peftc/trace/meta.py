@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 from torch.distributions import Distribution
 from torch.fx.experimental import _config
+from torch.utils._pytree import tree_map_only
 from transformers import masking_utils
 from transformers.integrations import moe
 from transformers.modeling_utils import PreTrainedModel
 
 READS = ("item", "__bool__", "__int__", "__float__", "__index__", "__format__")
 
+LARGEST = 10**7  # numbers in a module that is made real to see what it returns
 SKIPS = ("_ignore_causal_mask_sdpa", "_ignore_bidirectional_mask_sdpa")
 
 
@@ -73,6 +78,30 @@ def nothing_padded() -> Iterator[None]:
         for name in SKIPS:
             stack.enter_context(patched(masking_utils, name, without(getattr(masking_utils, name))))
         yield
+
+
+def answered(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], call: Callable[..., Any]) -> Any:
+    """What a call of a module returns; where it takes numbers out of tensors, what a real copy on the CPU returns."""
+    try:
+        return call(module, *args, **kwargs)
+    except NotImplementedError:
+        if sum(p.numel() for p in module.parameters()) > LARGEST:
+            raise
+        real = copy.deepcopy(module).to_empty(device="cpu")
+        for tensor in (*real.parameters(), *real.buffers()):
+            tensor.data = _numbers(tensor)
+        with torch.no_grad(), torch.device("cpu"):
+            answer = call(real, *_each(_numbers, args), **_each(_numbers, kwargs))
+        return _each(lambda tensor: tensor.to("meta"), answer)
+
+
+_each = partial(tree_map_only, torch.Tensor)
+
+
+def _numbers(tensor: torch.Tensor) -> torch.Tensor:
+    """A real tensor of the same shape: random where it holds fractions, zeros elsewhere."""
+    made = torch.zeros(tensor.shape, dtype=tensor.dtype, device="cpu")
+    return made.normal_(generator=torch.Generator().manual_seed(0)) if tensor.is_floating_point() else made
 
 
 def _read(name: str, number: int) -> Any:

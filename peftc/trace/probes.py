@@ -17,7 +17,7 @@ from transformers.modeling_utils import AttentionInterface
 
 from peftc.graph.branches import LiftedFloat, LiftedInt, LiftedStr, attribute, lookup
 from peftc.trace.frames import is_user
-from peftc.trace.meta import patched, shapes_only
+from peftc.trace.meta import answered, patched, shapes_only
 from peftc.trace.tracer import Tracer
 from peftc.trace.values import Value
 
@@ -84,7 +84,7 @@ def _module_call(session: Session) -> Callable[..., Any]:
     @functools.wraps(call)
     def traced(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         tracer = session.active
-        return tracer.call_module(module, args, kwargs) if tracer else call(module, *args, **kwargs)
+        return tracer.call_module(module, args, kwargs) if tracer else answered(module, args, kwargs, call)
 
     return traced
 

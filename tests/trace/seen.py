@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import nn
@@ -18,12 +18,12 @@ from peftc.trace.views import View
 SIZES = ((2, 5), (3, 7))  # batch and length at the two example points
 
 
-def seen(module: nn.Module, width: int, *, causal: bool = False) -> View:
-    """The module's view; its one argument x is (batch, length, width)."""
+def seen(module: nn.Module, width: int, *, causal: bool = False, leaves: Collection[str] = ()) -> View:
+    """The module's view; its one argument x is (batch, length, width), and `leaves` stay calls."""
     module.to("meta")
     first, second = (torch.empty(*sizes, width, device="meta") for sizes in SIZES)
     with installed(lambda: causal) as session, torch.device("meta"):
-        tracer = Tracer(module, frozenset())
+        tracer = Tracer(module, frozenset(map(module.get_submodule, leaves)))
         with session.tracing(tracer):
             graph = tracer.trace([Argument("x", None, (first, second))])
     return View.of(module, graph, lambda: causal)

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor, nn
 
+from peftc.graph.sites import Attention
+from peftc.methods.prefix import Prefix
+from peftc.trace.attention import attention_sites
 from peftc.trace.calls import Recorded
 from peftc.trace.layers import alike
+from tests.trace.seen import seen
 
 
 def test_parameters_that_are_always_given_one_tensor() -> None:
@@ -20,3 +25,25 @@ def test_parameters_that_are_always_given_one_tensor() -> None:
     without = (Recorded({"v": one, "q": one}, {}),)
     assert alike([*calls, without]) == {"q": "v"}
     assert alike([]) == {}
+
+
+class Routed(nn.Module):
+    """Attention whose queries experts make, of stacked matrices: no one linear map does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.Parameter(torch.empty(2, 8, 8))
+        self.k_proj, self.v_proj = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query = torch.einsum("bld,edf->blf", x, self.experts)
+        query, key, value = (t.unflatten(-1, (2, 4)).transpose(1, 2) for t in (query, self.k_proj(x), self.v_proj(x)))
+        return nn.functional.scaled_dot_product_attention(query, key, value)
+
+
+def test_keys_and_values_are_sites_where_no_linear_map_makes_the_queries() -> None:
+    sites = attention_sites(seen(Routed(), 8))
+    assert [site.name for site in sites] == ["k", "v", "attention"]
+    assert isinstance(sites[-1], Attention)
+    assert Prefix().refusal(sites[-1]) is None
+    assert sites[-1].input == "x"

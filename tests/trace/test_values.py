@@ -48,16 +48,35 @@ class Asserting(nn.Module):
         return x * 2
 
 
+class Counting(nn.Module):
+    """How many rows each of two experts takes, in numbers that no tensor holds any more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> list[int]:
+        chosen = self.router(x.flatten(0, 1)).argmax(-1)
+        counts: list[int] = torch.nn.functional.one_hot(chosen, 2).sum(0).tolist()
+        return counts
+
+
 class Checked(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.check = nn.Linear(4, 4), Asserting()
+        self.first, self.check, self.count = nn.Linear(4, 4), Asserting(), Counting()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.check(self.first(x))
+        rows: torch.Tensor = self.check(self.first(x)).flatten(0, 1)
+        out: torch.Tensor = rows.split(self.count(x))[0]
         return out
 
 
 def test_what_a_module_asserts_of_numbers_holds() -> None:
     called = [node for node in seen(Checked(), 4).graph.nodes if node.target == "check"]
     assert [value.shape for value in called[0].meta["value"]] == [torch.Size((2, 5, 4)), torch.Size((3, 7, 4))]
+
+
+def test_a_module_that_takes_numbers_out_of_tensors_is_run_on_real_ones() -> None:
+    called = [node for node in seen(Checked(), 4, leaves=["count"]).graph.nodes if node.target == "count"]
+    assert [sum(counts) for counts in called[0].meta["value"]] == [2 * 5, 3 * 7]

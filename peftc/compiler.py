@@ -23,7 +23,8 @@ from peftc.spec.load import load as load_spec
 from peftc.spec.schema import TASKS, Spec
 from peftc.trace import trace_base, trace_model
 from peftc.trace.autoclasses import model_types, offers
-from peftc.trace.model import auto_class, read_config, unknown_keys
+from peftc.trace.keys import dead_keys
+from peftc.trace.model import auto_class, read_config
 
 __all__ = ["attach", "compile", "load", "planned"]
 
@@ -87,9 +88,10 @@ def _unknown(spec: Spec) -> Iterator[Problem]:
         yield Problem(f"transformers has no model type {kind!r}", place, hint)
         return
     config = read_config(spec.base)
-    for key, meant in unknown_keys(spec.base):
-        hint = f"did you mean {meant}?" if meant else "remove it: it would have no effect"
-        yield Problem(f"the base's config has no {key!r}", spec.origin.key("base", "config", key), hint)
+    for key, meant in dead_keys(spec.base):
+        hint = f"did you mean {meant}? if not, remove it" if meant else "remove it"
+        said = f"{kind} has no {key!r}, and none of its code asks for it"
+        yield Problem(said, spec.origin.key("base", "config", key), hint)
     yield from _untasked(spec, config.model_type)
 
 

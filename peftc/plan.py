@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from peftc import legality
-from peftc.attributes import Attributes
+from peftc.attributes import Attributes, numbers
 from peftc.errors import Problem, raise_all
 from peftc.graph.sites import Layer, Site, Trace, Unit
 from peftc.identity import plan_hash, rank, settings
@@ -130,12 +130,18 @@ def _placements(spots: Sequence[Taken], trace: Trace, attributes: Attributes) ->
         site = order[spot.path, spot.site.name]
         return tower, layer, rank(entry.method), site, settings(entry.method), entry.index
 
+    def name(item: tuple[Entry, Spot]) -> str:
+        entry, spot = item
+        return f"{attributes.label(spot.unit, spot.site)}_{entry.method.method}"
+
+    same = sorted(flat, key=lambda item: (settings(item[0].method), item[0].index))
+    number = numbers([(item[0].index, item[1].path, name(item)) for item in same])
     return tuple(
         Placement(
-            entry=entry.index, method=entry.method, layer=spot.layer, path=spot.path, unit=spot.unit, site=spot.site,
-            name=attributes.at(spot.path, f"{attributes.label(spot.unit, spot.site)}_{entry.method.method}"),
+            entry=item[0].index, method=item[0].method, layer=item[1].layer, path=item[1].path, unit=item[1].unit,
+            site=item[1].site, name=attributes.at(item[1].path, name(item), number[item[0].index, name(item)]),
         )
-        for entry, spot in sorted(flat, key=position)
+        for item in sorted(flat, key=position)
     )  # fmt: skip
 
 

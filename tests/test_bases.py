@@ -23,6 +23,15 @@ from peftc.trace.model import auto_class
             "has no 'hiden_size'",
             "did you mean hidden_size?",
         ),
+        ("{config: {model_type: gpt2, n_ctx: 8}}", "n_ctx", "none of its code asks for it", "remove it"),
+        ("{config: {model_type: bert, id2label: [a]}}", "config", "cannot be read: AttributeError", ""),
+        (
+            "{config: {model_type: bert, vocab_size: 9, hidden_size: 8, num_attention_heads: 2, num_hidden_layers: 1,"
+            " num_labels: 3}, task: question-answering}",
+            "config",
+            "fails on example inputs: ValueError: too many values to unpack",
+            "of up to 16 positions",
+        ),
         ("{config: {model_type: bert, hidden_size: 9}}", "config", "cannot be built: The hidden size (9)", ""),
         ("{config: {model_type: bert}, task: speech-seq2seq}", "speech-seq2seq", "bert has no model", "its tasks are"),
         ("{model: ./nowhere}", "./nowhere", "there is no folder './nowhere'", "a hub id reads owner/name"),
@@ -36,6 +45,20 @@ def test_a_wrong_base(base: str, underlined: str, said: str, hint: str) -> None:
     place = problem.place
     assert place is not None and place.text[place.column - 1 :][: place.width] == underlined
     assert said in problem.message and hint in (problem.hint or "") and len(str(problem)) < 700
+
+
+def test_a_failure_of_our_own_is_no_word_about_the_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is raised in a line of peftc while the base runs stays what it is."""
+
+    def broken(*given: object) -> None:
+        raise ValueError("broken")
+
+    monkeypatch.setattr("peftc.trace.observed.record", broken)
+    monkeypatch.setitem(broken.__globals__, "__name__", "peftc.broken")
+    with pytest.raises(ValueError, match="broken"):
+        planned(
+            loads("name: x\nbase: {config: {model_type: bert, vocab_size: 9, num_hidden_layers: 1}}\nmethods: []\n")
+        )
 
 
 @pytest.mark.parametrize("task", TASKS)

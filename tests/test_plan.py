@@ -77,6 +77,16 @@ def test_names_are_never_taken_twice() -> None:
     assert [gate.name for gate in plan.gates[:2]] == ["query_lora_2_gate", "query_lora_3_gate"]
 
 
+def test_a_name_stands_for_one_entry_in_every_layer() -> None:
+    """The wide one stands everywhere and the narrow one beside it in layer 1 alone; those that never meet share one."""
+    wide, narrow = "{method: adapter, bottleneck: 3}", "{method: adapter, bottleneck: 2, layers: 1, again: true}"
+    plan = planned([wide, narrow])
+    found = {(p.layer.index, p.name): p.entry for p in plan.placements if p.layer}
+    assert found == {(1, "ffn_adapter"): 1, **{(layer, "ffn_adapter_2"): 0 for layer in range(4)}}
+    apart = planned(["{method: adapter, bottleneck: 3, layers: 0-1}", "{method: adapter, bottleneck: 2, layers: 2-}"])
+    assert {placement.name for placement in apart.placements} == {"ffn_adapter"}
+
+
 def test_parts_of_a_fused_projection_go_by_their_names() -> None:
     assert names(planned(["{method: lora}"], fused(by_hand()))) == ["q_lora", "v_lora"]
 

@@ -40,11 +40,11 @@ class Adapter(Method):
 
     method: Literal["adapter"] = "adapter"
     variant: Literal["pfeiffer", "houlsby", "parallel"] = Field("pfeiffer", description="where it stands")
-    bottleneck: int | None = Field(None, ge=1, le=1048576, description="its inner width; or give a reduction")
-    reduction: int | None = Field(None, ge=1, le=1048576, description="its inner width is width / reduction (16)")
+    bottleneck: int | None = Field(None, ge=1, le=65536, description="its inner width; or give a reduction")
+    reduction: int | None = Field(None, ge=1, le=65536, description="its inner width is width / reduction (16)")
     activation: Activation = Field("relu", description="between down and up")
     dropout: float = Field(0, ge=0, lt=1, description="on the bottleneck, in training")
-    scale: float = Field(1, gt=0, allow_inf_nan=False, description="of what it adds")
+    scale: float = Field(1, ge=1e-6, le=1e6, description="of what it adds")
 
     @model_validator(mode="after")
     def _one_width(self) -> Adapter:

@@ -26,6 +26,9 @@ def _listed(value: Any) -> Any:
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed, json_schema_input_type=str | tuple[str, ...])]
 """A list of names; one name stands for a list of one."""
+_Some = str | Annotated[tuple[str, ...], Field(min_length=1)]
+Chosen = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_listed, json_schema_input_type=_Some)]
+"""Names that choose something: at least one."""
 
 
 class Method(BaseModel):
@@ -38,12 +41,12 @@ class Method(BaseModel):
     summary: ClassVar[str]
 
     method: str
-    at: Names | None = Field(
+    at: Chosen | None = Field(
         None, description="the sites: q, k, v, o, ffn_up, ffn, attention, …; the method's own if left out"
     )
-    modules: Names | None = Field(None, description="globs over module names, for what is no site of a layer")
+    modules: Chosen | None = Field(None, description="globs over module names, for what is no site of a layer")
     layers: str | int | tuple[int, ...] = Field("all", description='all, 0-5, "0, 3, 7-", last 4, even, odd')
-    towers: Names | None = Field(None, description="encoder, decoder, …; all if left out")
+    towers: Chosen | None = Field(None, description="encoder, decoder, …; all if left out")
     gate: Gate | None = Field(None, description="a number between 0 and 1 that scales what the method adds")
     again: bool = Field(False, description="the same method is meant to stand on a site that has it already")
 

@@ -24,7 +24,7 @@ class LoRA(Method):
 
     method: Literal["lora"] = "lora"
     rank: int = Field(8, ge=1, le=65536, description="rows of A and columns of B")
-    alpha: float = Field(16, gt=0, allow_inf_nan=False, description="the scale is alpha / rank; inert under a gate")
+    alpha: float = Field(16, ge=1e-6, le=1e6, description="the scale is alpha / rank; inert under a gate")
     dropout: float = Field(0, ge=0, lt=1, description="on the delta's input, in training")
     scaling: Literal["rank", "sqrt"] = Field("rank", description="sqrt: alpha / sqrt(rank), as in rsLoRA")
 

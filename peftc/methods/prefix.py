@@ -20,7 +20,7 @@ class Reparametrisation(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    hidden: int = Field(512, ge=1, le=1048576, description="the width between W1 and W2")
+    hidden: int = Field(512, ge=1, le=65536, description="the width between W1 and W2")
 
 
 class Prefix(Method):

@@ -15,7 +15,7 @@ from peftc.trace.feeds import Point
 from peftc.trace.inputs import SCENARIOS, Scenario
 from peftc.trace.repeats import Twins, twins
 
-UNSEEN = (Point(batch=1, length=5, past=3, source=8), Point(batch=4, length=9, past=8, source=6))
+UNSEEN = (Point(batch=1, length=5, past=3, source=8), Point(batch=4, length=9, past=7, source=6))
 
 
 @dataclass(frozen=True, eq=False)

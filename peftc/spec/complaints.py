@@ -136,7 +136,9 @@ def _sentence(detail: ErrorDetails, node: Node) -> str:
         return str(context["error"])
     if kind == _NO_NAME:
         return f"{shown(node.plain())} is no name: letters, digits and hyphens, a letter first, at most 64"
-    if kind in {"too_short", "string_too_short"}:
+    if kind == "too_short":
+        return "an empty list chooses nothing"
+    if kind == "string_too_short":
         return "something is missing here"
     return detail["msg"][:1].lower() + detail["msg"][1:]
 

@@ -64,9 +64,18 @@ def load(path: str | Path) -> Spec:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        message = f"{file} is not UTF-8 text: byte {error.start} is 0x{data[error.start]:02x}"
-        raise PeftcError(Problem(message, hint="a spec is a text file, in YAML")) from None
+        message = f"not UTF-8 text: this byte is 0x{data[error.start]:02x}"
+        place = _place_of(data, error.start, file)
+        raise PeftcError(Problem(message, place, "a spec is a text file, in YAML")) from None
     return loads(text, file)
+
+
+def _place_of(data: bytes, position: int, file: str) -> Place:
+    """Where a byte stands, in lines of what can be shown."""
+    before, line = data[:position].rpartition(b"\n")[2], data[position:].partition(b"\n")[0]
+    text = f"{before.decode('utf-8', 'replace')}{line.decode('utf-8', 'replace')}"
+    shown = "".join(c if c.isprintable() else "\ufffd" for c in text)
+    return Place(file, data.count(b"\n", 0, position) + 1, len(before.decode("utf-8", "replace")) + 1, shown)
 
 
 def _near(path: Path) -> str | None:

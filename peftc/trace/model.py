@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +19,7 @@ UNBUILT = (
     ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, StrictDataclassError, TypeError,
     ValueError,
 )  # fmt: skip
+UNREAD = (AttributeError, OSError, KeyError, StrictDataclassError, TypeError, ValueError)
 
 if TYPE_CHECKING:
     from peftc.spec.schema import Base
@@ -41,18 +41,8 @@ def read_config(base: Base) -> PreTrainedConfig:
             return config
         written = dict(base.config or {})
         return AutoConfig.for_model(str(written.pop("model_type")), **written)
-    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
+    except UNREAD as error:
         raise PeftcError(f"the base's config cannot be read: {_said(error)}") from error
-
-
-def unknown_keys(base: Base) -> list[tuple[str, str]]:
-    """What a spec's config has that the base's config class does not: (key, the nearest one that it has, or "")."""
-    written = dict(base.config or {})
-    if not written:
-        return []
-    default = AutoConfig.for_model(str(written["model_type"]))
-    known = {*default.to_dict(), *default.attribute_map, "num_labels"}
-    return [(key, next(iter(get_close_matches(key, known, 1)), "")) for key in written if key not in known]
 
 
 def auto_class(task: str | None) -> Any:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from traceback import walk_tb
 
 from torch import nn
 
+from peftc.errors import PeftcError, Problem
 from peftc.trace.calls import Recorded, Recording, record
-from peftc.trace.feeds import POINTS
+from peftc.trace.feeds import POINTS, Point
 from peftc.trace.inputs import SCENARIOS, Scenario
 from peftc.trace.repeats import Twins, twins
 
+FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+LONGEST = max(point.length + point.past for point in POINTS)
 Call = tuple[Recorded, ...]
 
 
@@ -42,12 +46,29 @@ def observe(model: nn.Module) -> Observed:
     """Run the model on the meta device in every scenario that it has."""
     recordings, alike, before = {}, twins(model), classes(model)
     for scenario in SCENARIOS:
-        pair = tuple(record(model, scenario, point, alike) for point in POINTS)
+        pair = tuple(_recorded(model, scenario, point, alike) for point in POINTS)
         if all(pair):
             recordings[scenario] = tuple(r for r in pair if r is not None)
     pairs = ((path, before.get(path), now) for path, now in classes(model).items())
     replaced = {path: f"{was} becomes {now} while the model runs" for path, was, now in pairs if was not in (None, now)}
     return Observed(recordings, twins(model), replaced)
+
+
+def _recorded(model: nn.Module, scenario: Scenario, point: Point, alike: Twins) -> Recording | None:
+    try:
+        return record(model, scenario, point, alike)
+    except FAILURES as error:
+        if _is_own(error):
+            raise
+        said = f"{type(model).__name__} fails on example inputs: {type(error).__name__}: {' '.join(str(error).split())}"
+        hint = f"peftc runs the base on a few inputs, of up to {LONGEST} positions: its sizes must allow that"
+        raise PeftcError(Problem(said, hint=hint)) from error
+
+
+def _is_own(error: BaseException) -> bool:
+    """Whether it was raised in a line of peftc, not in the model's code."""
+    *_, (frame, _) = walk_tb(error.__traceback__)
+    return str(frame.f_globals["__name__"]).partition(".")[0] == __name__.partition(".")[0]
 
 
 def classes(model: nn.Module) -> dict[str, str]:

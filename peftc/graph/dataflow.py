@@ -13,7 +13,7 @@ import networkx as nx
 import torch
 from torch import fx
 
-from peftc.graph.branches import assume, choose, enter, leave
+from peftc.graph.branches import SelfReference, assume, choose, enter, leave
 
 Flow: TypeAlias = "nx.DiGraph[fx.Node]"
 
@@ -147,8 +147,16 @@ def is_move(node: fx.Node) -> bool:
 
 
 def name_of(node: fx.Node) -> str:
-    """The name of the function or the method that a node calls."""
+    """The name of the function or the tensor's method that a node calls; "" where it is a module's own method."""
+    if own_method(node) is not None:
+        return ""
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+
+
+def own_method(node: fx.Node) -> str | None:
+    """The path of the module inside the unit whose method a node calls; None where it calls anything else."""
+    subject = node.args[0] if node.op == "call_method" else None
+    return subject.path if isinstance(subject, SelfReference) else None
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,7 @@ class Filler:
 
     Numbers for positions are 0 and 1: a mask, whether added or multiplied.  `added`: bool masks were recorded under
     another attention than the one that runs, whose masks are added.  Integers of more than two axes are a mask too.
+    One number for each example is a flag or an index, whatever its dtype: 0 or 1.
     """
 
     def __init__(self, seed: int, dtype: torch.dtype, added: bool) -> None:
@@ -101,6 +102,8 @@ class Filler:
         if not value.is_floating_point():
             seen = self._seen(value.shape) if value.dim() > 2 else torch.zeros(value.shape)
             return seen.to(value.dtype)
+        if value.dim() == 1:
+            return torch.randint(2, value.shape, generator=self.generator).to(self.dtype)
         return torch.randn(value.shape, generator=self.generator).to(self.dtype)
 
     def _mask(self, value: torch.Tensor) -> torch.Tensor:

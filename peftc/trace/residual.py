@@ -61,7 +61,7 @@ def origin(view: View, total: fx.Node) -> fx.Node | None:
 
 def computes(view: View, way: Iterable[fx.Node]) -> bool:
     """Whether a way passes a matrix: a product, or a module that has one."""
-    modules = (view.called(node) for node in way if node.op == "call_module")
+    modules = (view.owner(node) for node in way)
     matrices = any(p.dim() > 1 for module in modules if module for p in module.parameters())
     return matrices or any(dataflow.name_of(n) in PRODUCTS for n in way if n.op in ("call_function", "call_method"))
 

@@ -17,14 +17,26 @@ from torch import fx, nn
 
 from peftc.graph.branches import SelfReference, assume, enter, inputs, leave
 from peftc.trace.absent import absent
+from peftc.trace.constants import constant, is_none
 from peftc.trace.extras import each_once, reads, wanted
 from peftc.trace.frames import caller, is_user, user_frames
 from peftc.trace.remembered import Remembered
 from peftc.trace.state import held, restored
-from peftc.trace.values import EXTRA, Answer, Argument, Missing, Point, TraceFailure, Value, evaluate, fail, is_plain
+from peftc.trace.values import (
+    EXTRA,
+    Answer,
+    Argument,
+    Known,
+    Learnt,
+    Point,
+    TraceFailure,
+    Value,
+    evaluate,
+    fail,
+    is_plain,
+)
 
 UNTRACEABLE = (TraceFailure, RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError)
-LIMITS = (torch.finfo, torch.iinfo)
 LITERALS = (int, float, str, complex, type(None), type(...), torch.dtype, torch.device)
 
 
@@ -40,13 +52,13 @@ class Tracer(fx.proxy.TracerBase):
         leaves: frozenset[nn.Module],
         against: Iterable[Hashable] = (),
         remembered: Remembered | None = None,
-        missing: frozenset[Hashable] = frozenset(),
+        known: Known | None = None,
     ) -> None:
         self.graph = fx.Graph()
-        self.unit, self.leaves, self.against, self.missing = unit, leaves, frozenset(against), missing
-        self.remembered = remembered or Remembered()
+        self.unit, self.leaves, self.against = unit, leaves, frozenset(against)
+        self.remembered, self.known = remembered or Remembered(), known or Known()
         self.paths = {module: path for path, module in unit.named_modules()}
-        self.kept: set[nn.Module] = set()
+        self.kept: set[str] = set()
         self.paused = 0
         self.module_stack = OrderedDict()
         self.scope = fx.proxy.Scope("", None)
@@ -106,15 +118,14 @@ class Tracer(fx.proxy.TracerBase):
         frame = sys._getframe(1)
         lowered, keywords = self.create_arg(args), each_once(self.create_arg(kwargs))
         points = self._evaluate(kind, target, lowered, keywords)
-        if (constant := _constant(target, lowered, points)) is not None:
-            return constant[0]
+        if (fixed := constant(target, lowered, points)) is not None:
+            return fixed[0]
         node = self.graph.create_node(kind, target, lowered, keywords)
         node.meta.update(value=points, key=self._key(kind, target, lowered, frame), names=[])
         node.meta["absent"] = absent(caller(frame), keywords, self.paths)
         self._note_names(frame, None)
-        return (
-            self._none(Value(node, self)) if _is_none(node) and node.meta["key"] in self.missing else Value(node, self)
-        )
+        value = Value(node, self)
+        return self._none(value) if is_none(node) and node.meta["key"] in self.known.missing else value
 
     def _none(self, value: Value) -> None:
         """Emit a check that a value is None, as which the forward goes on."""
@@ -137,8 +148,8 @@ class Tracer(fx.proxy.TracerBase):
         try:
             return self.remembered.points(kind, target, args, kwargs, compute)
         except (AttributeError, TypeError) as error:
-            keys = frozenset(node.meta["key"] for node in inputs((args, kwargs)) if _is_none(node))
-            raise (Missing(keys, error) if keys else error) from error
+            keys = frozenset(node.meta["key"] for node in inputs((args, kwargs)) if is_none(node))
+            raise (Learnt(Known(missing=keys), error) if keys else error) from error
         finally:
             self.paused -= 1
 
@@ -159,7 +170,8 @@ class Tracer(fx.proxy.TracerBase):
         if module not in self.paths:
             return type(module).forward(module, *args, **kwargs)
         path = self.paths[module]
-        if module in self.leaves or not any(True for _ in module.children()) or _is_stacked(module):
+        stays = module in self.leaves or path in self.known.calls
+        if stays or not any(True for _ in module.children()) or _is_stacked(module):
             return self.create_proxy("call_module", path, args, kwargs)
         return self._inlined(module, path, args, kwargs)
 
@@ -175,28 +187,42 @@ class Tracer(fx.proxy.TracerBase):
             if type(result) is Value and result.points[0] is None:
                 fail(f"{path} returns what is not there")
             self.create_proxy("call_function", leave, (path, result), {})
-        except Missing:
+        except Learnt:
             raise
         except UNTRACEABLE:
-            self.kept.add(module)
-            for node in reversed(list(self.graph.nodes)):
-                self.graph.erase_node(node)
-                if node is mark.node:
-                    return self.create_proxy("call_module", path, args, kwargs)
+            self.kept.add(path)
+            self._erase_from(mark.node)
+            return self.create_proxy("call_module", path, args, kwargs)
         return result
 
     def call_own(
         self, module: nn.Module, name: str, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """A method of one of the unit's modules, between markers: a call again where nothing inside is changed."""
+        """A method of one of the unit's modules, between markers: a call after all where it cannot be traced."""
         path = ".".join(filter(None, (self.paths[module], name)))
+        if path in self.known.calls:
+            return self.create_proxy("call_method", name, (module, *args), kwargs)
         mark = self.create_proxy("call_function", enter, (path, args, kwargs), {})
-        result = function(module, *args, **kwargs)
+        try:
+            result = function(module, *args, **kwargs)
+        except Learnt:
+            raise
+        except UNTRACEABLE:
+            self.kept.add(path)
+            self._erase_from(mark.node)
+            return self.create_proxy("call_method", name, (module, *args), kwargs)
         if any(type(r) is Value for r in (result if isinstance(result, tuple) else (result,))):
             self.create_proxy("call_function", leave, (path, result), {})
         else:
             self.graph.erase_node(mark.node)
         return result
+
+    def _erase_from(self, mark: fx.Node) -> None:
+        """Forget a node and all that came after it."""
+        for node in reversed(list(self.graph.nodes)):
+            self.graph.erase_node(node)
+            if node is mark:
+                return
 
     def _read(self, extra: Any, names: Iterable[str]) -> dict[str, Any]:
         """What a forward takes out of the unit's **kwargs, as far as the call had it; a check for the rest."""
@@ -268,27 +294,6 @@ def _is_stacked(module: nn.Module) -> bool:
     return any(p.dim() == 3 for p in module.parameters(recurse=False))
 
 
-def _is_none(node: fx.Node) -> bool:
-    """Whether a node gives None at both points."""
-    return all(point is None for point in node.meta["value"])
-
-
 def _prepend(names: list[str], name: str) -> None:
     if name not in names:
         names.append(name)
-
-
-def _constant(target: Any, args: tuple[Any, ...], points: tuple[Point, Point]) -> tuple[Any] | None:
-    """The value of a node that no input can change, in a tuple; None where it must stay a node."""
-    if target in (operator.setitem, enter, leave, assume) or type(points[0]) not in (int, float, str):
-        return None
-    if _of_dtype(target, args):
-        return None
-    return (points[0],) if points[0] == points[1] else None
-
-
-def _of_dtype(target: Any, args: tuple[Any, ...]) -> bool:
-    """Whether a number depends on a dtype: both examples have the same one, but others may not."""
-    if target is getattr and isinstance(args[0].meta["value"][0], LIMITS):
-        return True
-    return any(isinstance(a, fx.Node) and type(a.meta["value"][0]) is float for a in args)

@@ -19,7 +19,7 @@ from peftc.trace.observed import Call
 from peftc.trace.probes import Session
 from peftc.trace.remembered import Remembered
 from peftc.trace.tracer import UNTRACEABLE, Tracer
-from peftc.trace.values import Argument, Kept, Missing, TraceFailure
+from peftc.trace.values import Argument, Known, Learnt, TraceFailure
 from peftc.trace.ways import MOST, Against, asks_dtype, asks_value, decisions, further_ways
 
 TRAINING = "self.training"
@@ -34,9 +34,9 @@ class UnitTracer:
     leaves: frozenset[nn.Module]
     calls: Sequence[Call]
     session: Session
-    missing: frozenset[Hashable] = frozenset()
     remembered: dict[Hashable, Remembered] = field(default_factory=lambda: defaultdict(Remembered))
     traced: dict[Hashable, fx.Graph] = field(default_factory=dict)
+    known: Known = field(default_factory=Known)
 
     def graph(self) -> fx.Graph:
         """One graph of the forward over every scenario seen, training and not."""
@@ -44,21 +44,18 @@ class UnitTracer:
             raise TraceFailure(f"{type(self.module).__name__} is never called")
         try:
             return self._whole()
-        except (Kept, Missing) as found:
+        except Learnt as found:
             return self._knowing(found).graph()
 
     def sketch(self) -> fx.Graph:
         """The graph of the first call alone: enough to tell two modules apart."""
         try:
             return self._once(self.calls[0], False)
-        except (Kept, Missing) as found:
+        except Learnt as found:
             return self._knowing(found).sketch()
 
-    def _knowing(self, found: Kept | Missing) -> UnitTracer:
-        """The same with more modules that stay calls, or values that are None: in every trace or in none."""
-        if isinstance(found, Missing):
-            return replace(self, missing=self.missing | found.keys, traced={})
-        return replace(self, leaves=self.leaves | found.modules, traced={})
+    def _knowing(self, found: Learnt) -> UnitTracer:
+        return replace(self, known=self.known.with_(found.known), traced={})
 
     def _whole(self) -> fx.Graph:
         graph = self._merged(self._distinct(), self._attentions())
@@ -167,13 +164,13 @@ class UnitTracer:
         against: Against = frozenset(),
     ) -> fx.Graph:
         """One trace; the decisions of `against` go the other way."""
-        tracer = Tracer(self.module, self.leaves, against, self.remembered[training, attention], self.missing)
+        tracer = Tracer(self.module, self.leaves, against, self.remembered[training, attention], self.known)
         before = [(m, m.training) for m in self.module.modules()]
         self.module.train(training)
         try:
             with attending_by(self.module, attention), self.session.tracing(tracer), torch.device("meta"):
                 graph = tracer.trace(arguments)
-        except Missing:
+        except Learnt:
             raise
         except UNTRACEABLE as error:
             raise TraceFailure(f"{type(self.module).__name__}: {error}") from error
@@ -181,7 +178,7 @@ class UnitTracer:
             for m, mode in before:
                 m.training = mode
         if tracer.kept:
-            raise Kept(frozenset(tracer.kept))
+            raise Learnt(Known(frozenset(tracer.kept)), f"{type(self.module).__name__} does not follow {tracer.kept}")
         return graph
 
 

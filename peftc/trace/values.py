@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Hashable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol, TypeVar
 
@@ -25,20 +26,23 @@ class TraceFailure(Exception):
     """A forward that cannot be traced, and why."""
 
 
-class Kept(TraceFailure):
-    """Modules that could not be inlined in one trace: to be calls in every trace of their unit."""
+@dataclass(frozen=True)
+class Known:
+    """What all traces of a unit have to know: modules and methods that stay calls, by path; values that are None."""
 
-    def __init__(self, modules: frozenset[nn.Module]) -> None:
-        super().__init__(", ".join(type(m).__name__ for m in modules))
-        self.modules = modules
+    calls: frozenset[str] = frozenset()
+    missing: frozenset[Hashable] = frozenset()
+
+    def with_(self, other: Known) -> Known:
+        return Known(self.calls | other.calls, self.missing | other.missing)
 
 
-class Missing(TraceFailure):
-    """Values that are None and were used as if they were not, by their keys: to be the constant None in every trace."""
+class Learnt(TraceFailure):
+    """What one trace showed, and why the others have to know: a merged graph has it everywhere or nowhere."""
 
-    def __init__(self, keys: frozenset[Hashable], error: Exception) -> None:
-        super().__init__(str(error))
-        self.keys = keys
+    def __init__(self, known: Known, why: object) -> None:
+        super().__init__(str(why))
+        self.known = known
 
 
 @dataclass(frozen=True)
@@ -148,7 +152,8 @@ def _apply(unit: nn.Module, kind: str, target: Any, values: tuple[Any, ...], nam
         return getattr(unit.get_submodule(owner), name)
     if kind == "call_method":
         method = values[0] if target == "__call__" else getattr(values[0], target)
-        return method(*values[1:], **named)
+        with values_as_zeros() if isinstance(values[0], nn.Module) else nullcontext():
+            return method(*values[1:], **named)
     return None if target in (assume, enter, leave) else target(*values, **named)
 
 

@@ -38,6 +38,11 @@ class View:
     def called(self, node: fx.Node) -> nn.Module | None:
         return self.module.get_submodule(str(node.target)) if node.op == "call_module" else None
 
+    def owner(self, node: fx.Node) -> nn.Module | None:
+        """The module that a node calls, or a method of."""
+        path = dataflow.own_method(node)
+        return self.called(node) if path is None else self.module.get_submodule(path)
+
     def is_linear(self, node: fx.Node) -> bool:
         return self.size(node) > 0
 

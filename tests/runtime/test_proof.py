@@ -173,3 +173,9 @@ def test_integers_are_indices_or_a_mask() -> None:
     assert not ids.any()
     assert mask.dtype == torch.int32
     assert mask[..., 0].all() and not mask.all()
+
+
+def test_one_number_for_each_example_is_a_flag_or_an_index() -> None:
+    fill = Filler(0, torch.float32, False)
+    assert set(fill(torch.empty(32, device="meta")).tolist()) == {0, 1}
+    assert len(set(fill(torch.empty(4, 8, device="meta")).flatten().tolist())) == 32

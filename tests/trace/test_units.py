@@ -209,6 +209,43 @@ def test_what_cannot_be_traced_stays_and_says_why() -> None:
         attached(model, {"method": "lora", "at": ["q"], "rank": 2})
 
 
+class Sorted(nn.Module):
+    """Behind its sum, a method that looks at values: which rows to send through which expert."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.experts = nn.Linear(12, WIDTH), nn.ModuleList([nn.Linear(WIDTH, WIDTH) for _ in range(2)])
+
+    def forward(self, made: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return self.routed(self.down(made) + x)
+
+    def routed(self, x: torch.Tensor) -> torch.Tensor:
+        result = torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            rows = x[..., 0].gt(0) == bool(number)
+            result[rows] = expert(x[rows])
+        return result
+
+
+class Sorting(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.after = Sorted()
+
+    def forward(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        x = x + self.attention(x)
+        result: torch.Tensor = self.after(torch.relu(self.up(x)), x)
+        return result
+
+
+def test_a_method_that_cannot_be_followed_stays_a_call() -> None:
+    model = made(Sorting)
+    trace = trace_model(model)
+    assert not trace.untraced
+    assert all({"ffn", "ffn_down"} <= set(names) for names in sites(trace))
+    attached(model, {"method": "adapter", "bottleneck": 2}, {"method": "bitfit"})
+
+
 class Stage(nn.Module):
     """Blocks in a row: no layer of its own."""
 

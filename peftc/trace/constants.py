@@ -1,0 +1,35 @@
+"""Which values of a trace no input can change, so that they need no node."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+
+from peftc.graph.branches import assume, enter, leave
+from peftc.trace.values import Point
+
+LIMITS = (torch.finfo, torch.iinfo)
+
+
+def constant(target: Any, args: tuple[Any, ...], points: tuple[Point, Point]) -> tuple[Any] | None:
+    """The value of a node that no input can change, in a tuple; None where it must stay a node."""
+    if target in (operator.setitem, enter, leave, assume) or type(points[0]) not in (int, float, str):
+        return None
+    if _of_dtype(target, args):
+        return None
+    return (points[0],) if points[0] == points[1] else None
+
+
+def _of_dtype(target: Any, args: tuple[Any, ...]) -> bool:
+    """Whether a number depends on a dtype: both examples have the same one, but others may not."""
+    if target is getattr and isinstance(args[0].meta["value"][0], LIMITS):
+        return True
+    return any(isinstance(a, fx.Node) and type(a.meta["value"][0]) is float for a in args)
+
+
+def is_none(node: fx.Node) -> bool:
+    """Whether a node gives None at both points."""
+    return all(point is None for point in node.meta["value"])

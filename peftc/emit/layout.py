@@ -27,17 +27,25 @@ def wrapped(text: str, width: int = WIDTH) -> list[str]:
     if len(text) <= width or (span := _outermost(text)) is None:
         return [text]
     start, end = span
-    items = _split(text[start + 1 : end])
+    items, tuple_of_one = _split(text[start + 1 : end])
     head, tail = text[: start + 1], text[end:]
-    one = INDENT + ", ".join(items)
+    bare = len(items) == 1 and not tuple_of_one and _changed_by_a_comma(text, start)
+    one = INDENT + ", ".join(items) + ("," if tuple_of_one else "")
     if len(one) < width and not any("\n" in i for i in items):
         return [head, one, tail]
-    return [head, *(INDENT + line for item in items for line in _item(item, width - len(INDENT))), tail]
+    *first, last = (wrapped(item, width - len(INDENT) - 1) for item in items)
+    lines = [*(row for item in first for row in _with_comma(item)), *(last if bare else _with_comma(last))]
+    return [head, *indented(lines), tail]
 
 
-def _item(item: str, width: int) -> list[str]:
-    lines = wrapped(item, width - 1)
+def _with_comma(lines: Sequence[str]) -> list[str]:
     return [*lines[:-1], lines[-1] + ","]
+
+
+def _changed_by_a_comma(text: str, start: int) -> bool:
+    """Whether a comma behind the one item of a bracket would make a tuple of it: a group's, or an index."""
+    attached = start > 0 and (text[start - 1].isalnum() or text[start - 1] in "_)]")
+    return text[start] == ("[" if attached else "(")
 
 
 def _outermost(text: str) -> tuple[int, int] | None:
@@ -51,11 +59,11 @@ def _outermost(text: str) -> tuple[int, int] | None:
     return best if best != (0, 1) else None
 
 
-def _split(text: str) -> list[str]:
-    """The items of a bracket's content, split at its own commas."""
+def _split(text: str) -> tuple[list[str], bool]:
+    """The items of a bracket's content, split at its own commas; whether a comma makes the only one a tuple."""
     commas = [i for i, c, depth in _code(text) if c == "," and depth == 0]
     items = [text[start + 1 : end].strip() for start, end in zip([-1, *commas], [*commas, len(text)], strict=True)]
-    return items if items[-1] else items[:-1]
+    return (items, False) if items[-1] else (items[:-1], len(items) == 2)
 
 
 def _code(text: str) -> Iterator[tuple[int, str, int]]:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.sweep import run, table
+from tests.sweep import build, run, table
 from tests.sweep.__main__ import FOUND
 from tests.sweep.registry import listed, registered
 
@@ -37,6 +37,15 @@ def test_sample(name: str) -> None:
     assert "peftc" in row, row
     found = {method: outcome for method, outcome in row["peftc"].items() if outcome["state"] != "ok"}
     assert {method: outcome["state"] for method, outcome in found.items()} == SAMPLE[name], found
+
+
+@pytest.mark.parametrize(
+    ("name", "has"),
+    [("mt5", ["attention", "feed-forward"]), ("squeezebert", ["attention", "feed-forward"]),
+     ("fnet", ["feed-forward"]), ("mamba", [])],
+)  # fmt: skip
+def test_what_a_model_has(name: str, has: list[str]) -> None:
+    assert build.parts(build.tiny(registered()[name])) == has
 
 
 def test_every_type_is_listed() -> None:

@@ -41,7 +41,7 @@ class Prefix(Method):
         if not isinstance(site, Attention):
             return f"a prefix joins the keys and values of an attention, not {site.name}: name attention"
         if isinstance(site.written, str):
-            return f"{site.name} is written out as products around a softmax, and {site.written}: no prefix can join it"
+            return f"{site.name} {site.written}: no prefix can join it"
         return None
 
     def gate_refusal(self, gate: Gate, site: Site) -> str | None:

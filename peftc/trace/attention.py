@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import FunctionType
 from typing import Any
 
+import torch
 from torch import fx
 
 from peftc.graph import dataflow
 from peftc.graph.branches import SelfReference, lookup
 from peftc.graph.sites import Attention, Projection, Site, Written
+from peftc.trace.nested import tensors_in
 from peftc.trace.probes import SDPA
 from peftc.trace.views import View, find, output_projection, parameter_behind, projection, read_by, width_of
 from peftc.trace.written import Found, attentions, joint
@@ -26,15 +30,53 @@ class AttentionCall:
     value: fx.Node
     mask: fx.Node | None
     causal: bool
-    written: Found | None = None
+    written: Found | str | None = None
 
 
 def attention_calls(view: View) -> list[AttentionCall]:
-    """Every call of the attention interface or of torch's own attention; else every softmax between two products."""
-    return _whole_calls(view) or [
-        AttentionCall(found.total, found.query, found.key, found.value, None, is_causal(view, None), found)
-        for found in attentions(view)
-    ]
+    """Every call of the attention interface or of torch's own attention; else every softmax between two products.
+
+    Else every function of the model's own whose parameters are named query, key and value.
+    """
+    return (
+        _whole_calls(view)
+        or [
+            AttentionCall(found.total, found.query, found.key, found.value, None, is_causal(view, None), found)
+            for found in attentions(view)
+        ]
+        or list(_named_calls(view))
+    )
+
+
+def _named_calls(view: View) -> Iterator[AttentionCall]:
+    for node in view.graph.nodes:
+        named = _by_name(node)
+        given = [named.get(name) for name in ("query", "key", "value")]
+        states = [n for n in given if isinstance(n, fx.Node) and isinstance(n.meta["value"][0], torch.Tensor)]
+        if len(states) == 3 and _depends(node, states):
+            reason = "is computed by a function of the model's own"
+            yield AttentionCall(node, states[0], states[1], states[2], None, is_causal(view, None), reason)
+
+
+def _by_name(node: fx.Node) -> Mapping[str, Any]:
+    """The arguments of a call of the model's own function by the names of its parameters."""
+    function: Any = node.target
+    args: tuple[Any, ...] = node.args
+    if function == "apply" and isinstance(args[0], type):
+        function, args = getattr(args[0], "forward", None), (None, *args[1:])
+    if not isinstance(function, FunctionType) or function.__module__.startswith("torch."):
+        return {}
+    return inspect.signature(function).bind(*args, **node.kwargs).arguments
+
+
+def _depends(node: fx.Node, states: list[fx.Node]) -> bool:
+    """Whether what a call returns has a gradient by each of these: a model may do without its kernel here."""
+    leaves = {state: state.meta["value"][0].detach().clone().requires_grad_() for state in states}
+    with torch.enable_grad():
+        result = next(tensors_in(dataflow.moved(node, leaves)), None)
+    if result is None or not result.requires_grad:
+        return False
+    return all(g is not None for g in torch.autograd.grad(result.sum(), list(leaves.values()), allow_unused=True))
 
 
 def _whole_calls(view: View) -> list[AttentionCall]:
@@ -117,7 +159,7 @@ def _shared_input(view: View, *readers: fx.Node) -> fx.Node | None:
 
 
 def _attention(view: View, call: AttentionCall, x: fx.Node, cross: str) -> Attention:
-    written = joint(view, call.written, x) if call.written else None
+    written = joint(view, call.written, x) if isinstance(call.written, Found) else call.written
     if isinstance(written, Written):
         heads, key_width, value_width = written.heads, written.key_width, written.value_width
     else:

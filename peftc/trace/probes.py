@@ -73,6 +73,7 @@ def installed(causal: Callable[[], bool]) -> Iterator[Session]:
         stack.enter_context(patched(nn.Module, "__call__", _module_call(session)))
         stack.enter_context(patched(nn.Module, "__getattr__", _module_getattr(session)))
         stack.enter_context(patched(AttentionInterface, "get_interface", _get_interface(session)))
+        stack.enter_context(patched(torch.autograd.Function, "apply", classmethod(_function_apply(session))))
         for name in UNDISPATCHED:
             stack.enter_context(patched(torch, name, _factory(session, getattr(torch, name))))
         yield session
@@ -114,6 +115,19 @@ def _get_interface(session: Session) -> Callable[..., Any]:
         name = LiftedStr(implementation)
         name.source = _config_source(tracer, sys._getframe(1).f_locals.get("self"))
         return tracer.create_proxy("call_function", lookup, (name, default, attend), {})
+
+    return traced
+
+
+def _function_apply(session: Session) -> Callable[..., Any]:
+    apply: Any = vars(torch.autograd.Function)["apply"].__func__
+
+    @functools.wraps(apply)
+    def traced(function: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
+        tracer = session.active
+        if tracer is None or not any(type(a) is Value for a in _flat((args, kwargs))):
+            return apply(function, *args, **kwargs)
+        return tracer.create_proxy("call_method", "apply", (function, *args), kwargs)
 
     return traced
 

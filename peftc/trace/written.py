@@ -70,7 +70,12 @@ def is_product(view: View, node: fx.Node) -> bool:
 
 
 def joint(view: View, found: Found, x: fx.Node) -> Written | str:
-    """How learnt keys and values join an attention whose input is x; or the reason why they cannot."""
+    """How learnt keys and values join an attention whose input is x; or a sentence that says why they cannot."""
+    made = _joint(view, found, x)
+    return made if isinstance(made, Written) else f"is written out as products around a softmax, and {made}"
+
+
+def _joint(view: View, found: Found, x: fx.Node) -> Written | str:
     if "einsum" in (dataflow.name_of(found.scores), dataflow.name_of(found.total)):
         return "they are einsums"
     batch = tuple(value.shape[0] for value in x.meta["value"])

@@ -1,7 +1,14 @@
-"""Whose keys an attention reads: its own sequence's, by whatever names they are handed in, or another one's."""
+"""Whose keys an attention reads: its own sequence's, by whatever names they are handed in, or another one's.
+
+And attentions that a model's own function computes.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -47,3 +54,54 @@ def test_keys_and_values_are_sites_where_no_linear_map_makes_the_queries() -> No
     assert isinstance(sites[-1], Attention)
     assert Prefix().refusal(sites[-1]) is None
     assert sites[-1].input == "x"
+
+
+class Mixed(torch.autograd.Function):
+    """(query * key) value, with a derivative of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, mask: None, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(query, key, value)
+        return query * key * value
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        query, key, value = ctx.saved_tensors
+        return None, grads[0] * key * value, grads[0] * query * value, grads[0] * query * key
+
+
+def mixed(value: torch.Tensor, key: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+    return query.sigmoid() * key * value
+
+
+def without_its_kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(query).requires_grad_()
+
+
+WAYS: dict[str, Callable[..., torch.Tensor]] = {
+    "a function": lambda q, k, v: mixed(v, k, q),
+    "a function with its derivative": lambda q, k, v: Mixed.apply(None, q, k, v),  # type: ignore[no-untyped-call]
+    "nothing": lambda q, k, v: without_its_kernel(q, k, v),
+}
+
+
+class Own(nn.Module):
+    def __init__(self, way: Callable[..., torch.Tensor]) -> None:
+        super().__init__()
+        self.one, self.two, self.three = (nn.Linear(4, 4) for _ in range(3))
+        self.way = way
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.way(self.one(x), self.two(x), self.three(x))
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_a_function_of_query_key_and_value_attends(name: str) -> None:
+    found = {site.name: site for site in attention_sites(seen(Own(WAYS[name]), 4))}
+    if name == "nothing":
+        assert not found
+        return
+    modules = [getattr(found[part], "module", "") for part in "qkv"]
+    assert modules == ["one", "two", "three"]
+    assert isinstance(found["attention"], Attention)
+    assert "by a function of the model's own" in (Prefix().refusal(found["attention"]) or "")

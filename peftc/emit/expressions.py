@@ -104,7 +104,7 @@ class Printer:
             sign, level = UNARY[target]
             return sign + self.value(args[0], level), level
         if target is operator.getitem:
-            return f"{self.value(args[0], ATOM)}[{self._index(args[1])}]", ATOM
+            return f"{self.value(args[0], ATOM)}[{self.index(args[1])}]", ATOM
         if target is getattr:
             return f"{self.value(args[0], ATOM)}.{args[1]}", ATOM
         if target is choose:
@@ -144,9 +144,10 @@ class Printer:
             rest = rest[count:]
         return items
 
-    def _index(self, index: Any) -> str:
+    def index(self, index: Any) -> str:
+        """What stands between the brackets of an item."""
         if isinstance(index, tuple) and index:
-            return ", ".join(self._index(i) for i in index) + ("," if len(index) == 1 else "")
+            return ", ".join(self.index(i) for i in index) + ("," if len(index) == 1 else "")
         if isinstance(index, slice):
             start, stop, step = ("" if x is None else self.value(x) for x in (index.start, index.stop, index.step))
             return f"{start}:{stop}" + (f":{step}" if step else "")

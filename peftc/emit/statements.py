@@ -81,8 +81,8 @@ class _Lines:
         if node.target is assume:
             return self._check(node)
         if node.target is operator.setitem:
-            subject, key, item = (self.printer.value(a, 10) for a in node.args)
-            return wrapped(f"{subject}[{key}] = {item}", self.width)
+            subject, item = (self.printer.value(node.args[i], 10) for i in (0, 2))
+            return wrapped(f"{subject}[{self.printer.index(node.args[1])}] = {item}", self.width)
         value = self.printer.value(node) if node.op == "placeholder" else self.printer.node(node)
         if statement.targets:
             left = ", ".join(self._target(t) for t in statement.targets)

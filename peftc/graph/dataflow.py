@@ -39,7 +39,8 @@ def flow(graph: fx.Graph) -> Flow:
 
 def _written(node: fx.Node) -> fx.Node | None:
     """The tensor that a node copies into, in whole or in part."""
-    target = node.args[0] if node.op == "call_method" and node.target == "copy_" else None
+    copies = node.target is operator.setitem or (node.op == "call_method" and node.target == "copy_")
+    target = node.args[0] if copies else None
     while isinstance(target, fx.Node) and is_move(target):
         target = target.args[0]
     return target if isinstance(target, fx.Node) else None
@@ -54,7 +55,8 @@ def sources(node: fx.Node) -> list[fx.Node]:
     if name_of(node) in BLANK:
         return []
     if _written(node) is not None:
-        return [n for n in node.all_input_nodes[1:] if holds_tensor(n)]
+        given = node.args[2:] if node.target is operator.setitem else node.all_input_nodes[1:]
+        return [n for n in given if isinstance(n, fx.Node) and holds_tensor(n)]
     return tensors(node)
 
 

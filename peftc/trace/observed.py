@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from traceback import walk_tb
 
 from torch import nn
 
 from peftc.errors import PeftcError, Problem
 from peftc.trace.calls import Recorded, Recording, record
-from peftc.trace.feeds import POINTS, Point
+from peftc.trace.feeds import POINTS, REFUSALS, Point, feed
 from peftc.trace.inputs import SCENARIOS, Scenario
+from peftc.trace.nested import tensors_in
 from peftc.trace.repeats import Twins, twins
 
 FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 LONGEST = max(point.length + point.past for point in POINTS)
 Call = tuple[Recorded, ...]
+FURTHER = (1, 8, 64)  # times the second point's lengths
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +48,9 @@ class Observed:
 def observe(model: nn.Module) -> Observed:
     """Run the model on the meta device in every scenario that it has."""
     recordings, alike, before = {}, twins(model), classes(model)
+    points = _points(model, alike)
     for scenario in SCENARIOS:
-        pair = tuple(_recorded(model, scenario, point, alike) for point in POINTS)
+        pair = tuple(_recorded(model, scenario, point, alike) for point in points)
         if all(pair):
             recordings[scenario] = tuple(r for r in pair if r is not None)
     pairs = ((path, before.get(path), now) for path, now in classes(model).items())
@@ -69,6 +73,33 @@ def _is_own(error: BaseException) -> bool:
     """Whether it was raised in a line of peftc, not in the model's code."""
     *_, (frame, _) = walk_tb(error.__traceback__)
     return str(frame.f_globals["__name__"]).partition(".")[0] == __name__.partition(".")[0]
+
+
+def _points(model: nn.Module, alike: Twins) -> tuple[Point, Point]:
+    """The example points, further apart for a model of text that pads both to the same length."""
+    if not all(i.is_ids for i in feed(model).inputs):
+        return POINTS
+    first = _recorded(model, SCENARIOS[0], POINTS[0], alike)
+    for factor in FURTHER:
+        second = replace(POINTS[1], length=POINTS[1].length * factor, source=POINTS[1].source * factor)
+        with suppress(*REFUSALS):
+            if _differ(first, record(model, SCENARIOS[0], second, alike)):
+                return POINTS[0], second
+    return POINTS
+
+
+def _differ(one: Recording | None, other: Recording | None) -> bool:
+    """Whether everything that attends has read another shape, apart from the number of examples."""
+    if one is None or other is None:
+        return True
+    calls = [(r.calls.get(m) for r in (one, other)) for m in one.attending]
+    shapes = [[_shape(call) for call in pair if call is not None] for pair in calls]
+    return not any(len(pair) == 2 and pair[0] == pair[1] for pair in shapes)
+
+
+def _shape(call: Recorded) -> tuple[int, ...] | None:
+    """The first tensor's, without its first axis."""
+    return next((tuple(t.shape[1:]) for t in tensors_in(list(call.named.values()))), None)
 
 
 def classes(model: nn.Module) -> dict[str, str]:

@@ -95,6 +95,25 @@ class Own(nn.Module):
         return self.way(self.one(x), self.two(x), self.three(x))
 
 
+class Banded(nn.Module):
+    """Copies the scores of some keys into place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores = torch.bmm(self.query(x), self.key(x).transpose(1, 2))
+        banded = torch.full_like(scores, -1e4)
+        banded[:, :, 1:] = scores[:, :, 1:]
+        return torch.bmm(torch.softmax(banded, -1), self.value(x))
+
+
+def test_scores_that_are_copied_are_the_scores() -> None:
+    found = {site.name: site for site in attention_sites(seen(Banded(), 4))}
+    assert [getattr(found[part], "module", "") for part in "qkv"] == ["query", "key", "value"]
+
+
 @pytest.mark.parametrize("name", WAYS)
 def test_a_function_of_query_key_and_value_attends(name: str) -> None:
     found = {site.name: site for site in attention_sites(seen(Own(WAYS[name]), 4))}

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch import nn
 
 import peftc
 from peftc.trace import trace_model
-from tests.trace.nets import Attending, Block, Net, attached
+from peftc.trace.inputs import SCENARIOS
+from peftc.trace.model import skeleton
+from peftc.trace.observed import observe
+from tests.trace.nets import WIDTH, Attending, Block, Net, attached
 
 
 class Plain(Attending):
@@ -38,3 +44,34 @@ def test_a_module_that_its_model_replaces_is_no_unit() -> None:
     attached(settling(), {"method": "adapter", "bottleneck": 2})
     with pytest.raises(peftc.PeftcError, match=why):
         attached(settling(), {"method": "lora", "at": ["q"], "rank": 2})
+
+
+class Windowed(Block):
+    """Counts how many windows there are."""
+
+    def prepared(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        count: Any = torch.div(x.shape[1], 16, rounding_mode="trunc")
+        return x.view(x.shape[0], count, 16, WIDTH).flatten(1, 2)
+
+
+class Padded(Net):
+    """Pads what it reads to a multiple of a window."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        padded = nn.functional.pad(ids, (0, -ids.shape[1] % 16))
+        result: torch.Tensor = super().forward(padded)
+        return result[:, : ids.shape[1]]
+
+
+def test_lengths_that_are_padded_to_one_are_told_apart() -> None:
+    torch.manual_seed(0)
+    model = Padded([Windowed(), Windowed()]).eval()
+    observed = observe(skeleton(model))
+    lengths = {
+        call.named["x"].shape[1]
+        for r in observed.recordings[SCENARIOS[0]]
+        for call in r.calls.values()
+        if "x" in call.named
+    }
+    assert lengths == {16, 96}
+    attached(model, {"method": "adapter", "bottleneck": 2})

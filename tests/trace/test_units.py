@@ -49,7 +49,16 @@ class Operating(Block):
         return result
 
 
-@pytest.mark.parametrize("kind", [Block, Activated, Making, Scaled, Operating])
+class Copying(Block):
+    """Writes parts of one tensor into another."""
+
+    def prepared(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        result = torch.zeros_like(x)
+        result[:, 1:, :-1] = x[:, 1:, :-1]
+        return result
+
+
+@pytest.mark.parametrize("kind", [Block, Activated, Making, Scaled, Operating, Copying])
 def test_a_forward_is_followed(kind: type[nn.Module]) -> None:
     model = made(kind)
     assert all(

@@ -32,6 +32,8 @@ from peftc.trace.model import auto_class
             "fails on example inputs: ValueError: too many values to unpack",
             "of up to 16 positions",
         ),
+        ("{config: {model_type: bert, hidden_size: 1048576}}", "config", "a hidden_size of 1048576: more than", ""),
+        ("{config: {model_type: bert, num_hidden_layers: 5000}}", "config", "a num_hidden_layers of 5000", ""),
         ("{config: {model_type: bert, hidden_size: 9}}", "config", "cannot be built: The hidden size (9)", ""),
         ("{config: {model_type: bert}, task: speech-seq2seq}", "speech-seq2seq", "bert has no model", "its tasks are"),
         ("{model: ./nowhere}", "./nowhere", "there is no folder './nowhere'", "a hub id reads owner/name"),

@@ -14,7 +14,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from peftc.errors import PeftcError
 
-DEEPEST = 1000
+LARGEST = {"num_hidden_layers": 1000, "hidden_size": 2**17, "intermediate_size": 2**20}
 UNBUILT = (
     ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, StrictDataclassError, TypeError,
     ValueError,
@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 def build(base: Base) -> PreTrainedModel:
     """The spec's base on the meta device, in eval mode, ties resolved."""
     config = read_config(base)
-    if (depth := getattr(config, "num_hidden_layers", None) or 0) > DEEPEST:
-        raise PeftcError(f"the base has {depth} layers: more than {DEEPEST} are not built")
+    for name, most in LARGEST.items():
+        if isinstance(value := getattr(config, name, 0), int) and value > most:
+            raise PeftcError(f"the base has a {name} of {value}: more than {most} is not built")
     return from_config(config, base.task)
 
 

@@ -68,16 +68,24 @@ class Names:
 
     def _join(self, phi: fx.Node, branch: Branch, groups: dict[fx.Node, list[fx.Node]]) -> None:
         """Let a phi share its variable with the values it chooses between, where none is needed afterwards."""
-        for value, other in ((phi.args[2], phi.args[1]), (phi.args[1], phi.args[2])):
+        _, true, false = phi.args
+        for value, other, side in ((false, true, branch.if_false), (true, false, branch.if_true)):
             if not isinstance(value, fx.Node) or value not in groups or groups[value] is groups[phi]:
                 continue
             changed = self._defined.get(other, branch.index) if isinstance(other, fx.Node) else branch.index
-            late = [u for u, by in self._uses[value] if by is not phi and u > max(changed, self._defined[value])]
+            own = self._own(value, side)
+            last = max(changed, self._defined[value])
+            late = [u for u, by in self._uses[value] if by is not phi and u > last and u not in own]
             if late or (len(groups[value]) > 1 and value.op != "placeholder" and not _is_phi_of(groups[value], value)):
                 continue
             groups[phi].extend(groups[value])
             for member in groups[value]:
                 groups[member] = groups[phi]
+
+    def _own(self, value: fx.Node, side: list[Item]) -> set[int]:
+        """The statements of the side of a branch that makes a value: the other side's changes nothing there."""
+        inside = {item.index for item in flat(side)}
+        return inside if self._defined[value] in inside else set()
 
     def _variable(self, nodes: list[fx.Node]) -> Variable:
         start = min(self._defined[n] for n in nodes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import operator
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,6 @@ from peftc.emit.names import Names
 from peftc.graph.branches import assume
 
 STARS: Mapping[object, str] = {Parameter.VAR_POSITIONAL: "*", Parameter.VAR_KEYWORD: "**"}
-SAID = 100  # what a message may be long, so that its line stays within the page
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,8 @@ class _Lines:
         text = condition if isinstance(condition, str) else self.printer.value(condition)
         failing = negated(text) if outcome else text
         said = f"{message}: {failing}"
-        said = said if isinstance(condition, fx.Node) and len(said) <= SAID else str(message)
+        fits = len(literal(said)) <= self.width - 2 * len(INDENT)
+        said = said if isinstance(condition, fx.Node) and fits else str(message)
         raised = wrapped(f"raise ValueError({literal(said)})", self.width - len(INDENT))
         return [*wrapped(f"if {failing}:", self.width), *indented(raised)]
 
@@ -143,4 +144,8 @@ def negated(condition: str) -> str:
     """The opposite of a condition, as a person would write it."""
     if condition.endswith(" is not None"):
         return condition.removesuffix(" is not None") + " is None"
-    return f"not {condition}" if condition.replace(".", "_").isidentifier() else f"not ({condition})"
+    written = ast.parse(condition, mode="eval").body
+    if isinstance(written, ast.Compare) and len(written.ops) == 1 and condition.count(" != ") == 1:
+        return condition.replace(" != ", " == ")
+    alone = isinstance(written, ast.Name | ast.Attribute | ast.Call | ast.Subscript)
+    return f"not {condition}" if alone else f"not ({condition})"

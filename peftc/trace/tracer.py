@@ -253,9 +253,9 @@ class Tracer(fx.proxy.TracerBase):
             check.args = (check.args[0], not check.args[1], check.args[2])
         return bool(check.args[1])
 
-    def assume(self, condition: Any, outcome: bool, kind: str = "inputs of this kind") -> fx.Node:
+    def assume(self, condition: Any, outcome: bool, kind: str = "such inputs") -> fx.Node:
         """Emit a check: the branch that was taken here holds for no other truth of this condition."""
-        message = f"recompile {type(self.unit).__name__} for {kind}"
+        message = f"{type(self.unit).__name__} is not compiled for {kind}"
         check: Value = self.create_proxy("call_function", assume, (condition, outcome, message), {})
         return check.node
 

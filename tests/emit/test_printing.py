@@ -20,7 +20,7 @@ from peftc.emit.machinery import expand
 from peftc.emit.sources import paste
 from peftc.emit.statements import forward
 from peftc.errors import Defect
-from peftc.graph.branches import assume
+from peftc.graph.branches import Guard, assume, choose
 from peftc.report.patterns import compress, number
 from tests.emit.bases import bert, gpt2
 
@@ -85,8 +85,38 @@ def test_a_check_says_what_it_found() -> None:
     assert forward(Unit, graph, {}).lines[1:5] == (
         "    if isinstance(x, float):",
         '        raise ValueError("recompile Unit: isinstance(x, float)")',
-        "    if not (isinstance(x, torch.Tensor)):",
-        '        raise ValueError("recompile Unit: not (isinstance(x, torch.Tensor))")',
+        "    if not isinstance(x, torch.Tensor):",
+        '        raise ValueError("recompile Unit: not isinstance(x, torch.Tensor)")',
+    )
+
+
+def test_a_value_is_checked_under_the_name_that_is_chosen_from_it() -> None:
+    """length = x.size(0) if x is not None else 0, with a check of what size gives."""
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    guard = {"guard": (Guard("x is not None", True),), "names": []}
+    size = graph.call_method("size", (x, 0))
+    tensor: Any = torch.Tensor
+    kind = graph.call_function(isinstance, (size, tensor))
+    check = graph.call_function(assume, (kind, False, "Unit is not compiled for such inputs"))
+    chosen = graph.call_function(choose, ("x is not None", size, 0))
+    chosen.meta["names"] = ["length"]
+    for node in (size, kind, check):
+        node.meta.update(guard)
+    graph.output(chosen)
+
+    class Unit(nn.Module):
+        def forward(self, x: torch.Tensor | None = None) -> int:
+            return 0
+
+    assert forward(Unit, graph, {}).lines[1:] == (
+        "    if x is not None:",
+        "        length = x.size(0)",
+        "        if isinstance(length, torch.Tensor):",
+        '            raise ValueError("Unit is not compiled for such inputs: isinstance(length, torch.Tensor)")',
+        "    else:",
+        "        length = 0",
+        "    return length",
     )
 
 

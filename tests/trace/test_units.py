@@ -98,7 +98,7 @@ def test_what_a_call_does_not_give_is_checked() -> None:
     assert all("ffn" in names for names in sites(trace_model(model)))
     changed: Any = attached(model, {"method": "adapter", "bottleneck": 2})
     changed.blocks[1].attention.bias = torch.zeros(WIDTH)
-    with pytest.raises(ValueError, match="recompile Biased"):
+    with pytest.raises(ValueError, match="Biased is not compiled"):
         changed(IDS)
 
 

@@ -38,7 +38,7 @@ class Streaming(Block):
 def test_what_is_none_and_asked_for_is_checked() -> None:
     changed: Any = attached(made(Streaming))
     changed.blocks[0].attention.register_forward_hook(lambda module, given, returned: (returned[0], returned[0]))
-    with pytest.raises(ValueError, match="recompile Streaming"):
+    with pytest.raises(ValueError, match="Streaming is not compiled"):
         changed(IDS)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from operator import getitem
+from operator import getitem, neg
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +11,7 @@ from torch.fx.node import Argument
 
 from peftc import modules
 from peftc.graph import dataflow, slots
-from peftc.graph.sites import Attention, Written
+from peftc.graph.sites import Attention, Copied, Written
 
 if TYPE_CHECKING:
     from peftc.graph.editor import Editor
@@ -86,12 +86,26 @@ def _scores(edit: Editor, written: Written, table: fx.Node, gate: fx.Node | None
     copies = {product.name: edit.again(product, {key: keys, **nothing})}
     for step in written.copied:
         node = edit.node(step.node)
-        copies[step.node] = edit.again(node, {edit.node(read): copies[image] for read, image in step.reads})
+        instead = {edit.node(read): copies[image] for read, image in step.reads}
+        if step.bias:
+            instead[edit.node(step.bias)] = _own_bias(edit, node, step)
+        copies[step.node] = edit.again(node, instead)
         if step.resized:
             _resize(edit, copies[step.node], node)
     for copy in copies.values():
         copy.meta["names"] = ["prefix_scores"]
     return copies[written.last]
+
+
+def _own_bias(edit: Editor, node: fx.Node, step: Copied) -> fx.Node:
+    """Of a bias (…, 1, keys), what the own key of each query has: (…, queries, 1)."""
+    (scores, _), *_ = step.reads
+    queries = edit.insert("call_method", "size", (edit.node(scores), -2), node)
+    start = edit.insert("call_function", neg, (queries,), node)
+    last = edit.insert("call_method", "narrow", (edit.node(str(step.bias)), -1, start, queries), node)
+    own = edit.insert("call_method", "transpose", (last, -1, -2), node)
+    own.meta["names"] = ["prefix_bias"]
+    return own
 
 
 def _resize(edit: Editor, view: fx.Node, like: fx.Node | None = None) -> None:

@@ -48,12 +48,14 @@ class Projection:
 class Copied:
     """A node that the scores of learnt keys pass too: what it reads, and whose copies they read instead.
 
-    `resized`: it is a view that names the number of keys.
+    `resized`: it is a view that names the number of keys.  `bias` is one that it adds, (…, 1, keys), counted from the
+    last key: of it the copy takes what each query's own key has, so that learnt keys are as near to all queries.
     """
 
     node: str
     reads: tuple[tuple[str, str], ...]
     resized: bool = False
+    bias: str | None = None
 
 
 @dataclass(frozen=True)

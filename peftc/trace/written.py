@@ -17,6 +17,7 @@ from peftc.trace.views import View
 
 PRODUCTS = frozenset({"matmul", "bmm", "baddbmm", "einsum", "__matmul__"})
 PER_KEY = frozenset({"add", "iadd", "add_", "mul", "imul", "mul_"})  # with one number for each key they mask or bias it
+ADDING = frozenset({"add", "iadd", "add_"})
 REDUCING = frozenset({"amax", "amin"})
 MASKING = frozenset({"where", "masked_fill", "masked_fill_"})
 SCALING = frozenset({
@@ -69,13 +70,16 @@ def is_product(view: View, node: fx.Node) -> bool:
     return dataflow.name_of(node) in PRODUCTS
 
 
-def joint(view: View, found: Found, x: fx.Node) -> Written | str:
-    """How learnt keys and values join an attention whose input is x; or a sentence that says why they cannot."""
-    made = _joint(view, found, x)
+def joint(view: View, found: Found, x: fx.Node, causal: bool) -> Written | str:
+    """How learnt keys and values join an attention whose input is x; or a sentence that says why they cannot.
+
+    Where it is causal, the queries are those of the last keys.
+    """
+    made = _joint(view, found, x, causal)
     return made if isinstance(made, Written) else f"is written out as products around a softmax, and {made}"
 
 
-def _joint(view: View, found: Found, x: fx.Node) -> Written | str:
+def _joint(view: View, found: Found, x: fx.Node, causal: bool) -> Written | str:
     if "einsum" in (dataflow.name_of(found.scores), dataflow.name_of(found.total)):
         return "they are einsums"
     batch = tuple(value.shape[0] for value in x.meta["value"])
@@ -84,7 +88,7 @@ def _joint(view: View, found: Found, x: fx.Node) -> Written | str:
         return "its keys and values are not (batch, heads, …) in both of its products"
     if not _over_keys(view, found.softmax):
         return "its softmax is not over the last axis"
-    chain = _Chain(view, found.scores)
+    chain = _Chain(view, found.scores, causal)
     weights = _weights(view, found)
     reasons = [*map(chain.take, dataflow.between(view.flow, found.scores, found.softmax)[1:-1])]
     reasons += [_unpassed(view, node, {found.softmax, *weights}) for node in weights]
@@ -110,8 +114,8 @@ class _Chain:
     A number for each key masks it or adds to it, and is nothing to the other keys; all else is done to them too.
     """
 
-    def __init__(self, view: View, scores: fx.Node) -> None:
-        self.view = view
+    def __init__(self, view: View, scores: fx.Node, causal: bool) -> None:
+        self.view, self.causal = view, causal
         self.images: dict[fx.Node, fx.Node] = {scores: scores}
         self.copied: list[Copied] = []
 
@@ -125,15 +129,15 @@ class _Chain:
         known = not others if node.target is choose else len(read) == 1 and self._is_known(node, read[0], others)
         if not known or any(_changes(user) for n in read for user in n.users):
             return f"its scores pass {dataflow.name_of(node)} on their way to the softmax"
-        if any(_from_the_end(n) for n in others):
-            return (
-                "its scores take a bias that is counted from the last key, which says nothing of keys before the first"
-            )
-        if len(images) == 1 and (node.target is choose or _is_mask(node, read[0], others)):
+        ends = [n for n in others if _from_the_end(n)]
+        if ends and not (self.causal and dataflow.name_of(node) in ADDING and all(_is_row(n) for n in ends)):
+            return "its scores take a bias that is counted from the last key, and no query is known to be that key's"
+        if not ends and len(images) == 1 and (node.target is choose or _is_mask(node, read[0], others)):
             self.images[node] = images.pop()
             return None
         self.images[node] = node
-        self.copied.append(Copied(node.name, tuple((n.name, self.images[n].name) for n in read), _names_keys(node)))
+        reads, bias = tuple((n.name, self.images[n].name) for n in read), next((n.name for n in ends), None)
+        self.copied.append(Copied(node.name, reads, _names_keys(node), bias))
         return None
 
     def _is_known(self, node: fx.Node, read: fx.Node, others: list[fx.Node]) -> bool:
@@ -163,6 +167,11 @@ def _from_the_end(node: fx.Node) -> bool:
             return True
         node = node.args[0]
     return False
+
+
+def _is_row(node: fx.Node) -> bool:
+    """Whether a tensor has the same numbers for every query."""
+    return all(value.dim() > 1 and value.shape[-2] == 1 for value in node.meta["value"])
 
 
 def _changes(node: fx.Node) -> bool:

@@ -25,6 +25,7 @@ TINY = {
     for tiny in (
         Tiny("megatron-bert", {**_LAYER, "num_hidden_layers": 2}, None),
         Tiny("bloom", {"hidden_size": 32, "n_layer": 2, "n_head": HEADS}, "causal-lm", causal=True),
+        Tiny("mpt", {"d_model": 32, "n_layers": 2, "n_heads": HEADS, "max_seq_len": 64}, "causal-lm", causal=True),
         Tiny("codegen", {**_SIZES, "n_positions": 64, "rotary_dim": 4}, "causal-lm", causal=True),
         Tiny(
             "gpt_neo",
@@ -96,6 +97,15 @@ def by_masks(module: Any, given: dict[str, Any]) -> Tensor:
     bias = given["position_bias"].expand(len(states), -1, -1, -1).masked_fill(~seen, -torch.inf)
     out: Tensor = module.attention_out(attend(module, query, key, value, bias))
     return out
+
+
+def by_distance(module: Any, given: dict[str, Any]) -> Tensor:
+    """Only differences of such a bias count: those from the query's own key, so that learnt keys have none."""
+    query, key, value = (apart(part) for part in module.Wqkv(given["hidden_states"]).chunk(3, -1))
+    from_last = given["position_bias"][..., -key.shape[-2] :]
+    distance = (from_last - from_last.transpose(-1, -2)).masked_fill(given["attention_mask"], -torch.inf)
+    made: Tensor = module.out_proj(attend(module, query, key, value, distance))
+    return made
 
 
 def called(model: Any, module: Any, given: dict[str, Any]) -> tuple[dict[str, Any], Tensor]:

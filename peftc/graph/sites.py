@@ -64,6 +64,7 @@ class Written:
 
     `copied` leads from the scores to the softmax, without what masks or biases single keys; what comes out there is
     the copy of `last`.  `views` are those of the weights that name the number of keys, `masks` fill some weights.
+    `turned`: the attention's input is (length, batch, …).
     """
 
     scores: str
@@ -75,6 +76,7 @@ class Written:
     last: str
     views: tuple[str, ...] = ()
     masks: tuple[str, ...] = ()
+    turned: bool = False
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from peftc.graph.sites import Projection, Site, Sublayer
+from peftc.graph.sites import Attention, Projection, Site, Sublayer, Written
 from peftc.methods.call import Cost, ModuleCall
 
 Kind = Literal["sequence", "masked", "token", "constant", "central"]
@@ -52,6 +52,8 @@ class Gate(BaseModel):
                 f"{site.name} has batch and length in one axis, where a {self.kind} gate of scope {self.scope} cannot "
                 "tell the examples apart: use a constant gate, or a token gate of scope site"
             )
+        if isinstance(site, Attention) and isinstance(site.written, Written) and site.written.turned and self._mixes:
+            return f"the input of {site.name} has its length before its batch: use a constant gate"
         if self.kind in ("token", "constant"):
             return None
         if site.causal:

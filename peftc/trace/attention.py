@@ -159,8 +159,8 @@ def _shared_input(view: View, *readers: fx.Node) -> fx.Node | None:
 
 
 def _attention(view: View, call: AttentionCall, x: fx.Node, cross: str) -> Attention:
-    self_causal = call.causal and not cross
-    written = joint(view, call.written, x, self_causal) if isinstance(call.written, Found) else call.written
+    causal = call.causal and not cross
+    written = joint(view, call.written, x, causal) if isinstance(call.written, Found) else call.written
     if isinstance(written, Written):
         heads, key_width, value_width = written.heads, written.key_width, written.value_width
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,17 +12,13 @@ from torch import fx, nn
 from peftc.graph import dataflow
 from peftc.graph.branches import choose
 from peftc.graph.sites import Copied, Written
+from peftc.trace.operands import PER_KEY, SCALING, heads_of
 from peftc.trace.views import View
 
 PRODUCTS = frozenset({"matmul", "bmm", "baddbmm", "einsum", "__matmul__"})
-PER_KEY = frozenset({"add", "iadd", "add_", "mul", "imul", "mul_"})  # with one number for each key they mask or bias it
 ADDING = frozenset({"add", "iadd", "add_"})
 REDUCING = frozenset({"amax", "amin"})
 MASKING = frozenset({"where", "masked_fill", "masked_fill_"})
-SCALING = frozenset({
-    "sub", "truediv", "itruediv", "div", "div_", "neg", "float", "half", "to", "type", "type_as", "tanh", "clamp",
-    "clip", "max", "maximum", "min", "minimum", "dropout",
-}) | PER_KEY  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -82,9 +77,9 @@ def joint(view: View, found: Found, x: fx.Node, causal: bool) -> Written | str:
 def _joint(view: View, found: Found, x: fx.Node, causal: bool) -> Written | str:
     if "einsum" in (dataflow.name_of(found.scores), dataflow.name_of(found.total)):
         return "they are einsums"
-    batch = tuple(value.shape[0] for value in x.meta["value"])
-    heads, others = (_heads(view, operand, batch) for operand in (found.key, found.value))
-    if heads is None or heads != others:
+    by_axis = [heads_of(found.key, found.value, tuple(v.shape[axis] for v in x.meta["value"])) for axis in (0, 1)]
+    heads = by_axis[0] or by_axis[1]
+    if heads is None:
         return "its keys and values are not (batch, heads, …) in both of its products"
     if not _over_keys(view, found.softmax):
         return "its softmax is not over the last axis"
@@ -99,7 +94,10 @@ def _joint(view: View, found: Found, x: fx.Node, causal: bool) -> Written | str:
     last = chain.images[found.softmax.all_input_nodes[0]]
     views = tuple(node.name for node in weights if _names_keys(node) and -1 not in node.args[-1:])
     widths = (key[-2], value[-1])
-    return Written(found.scores.name, found.softmax.name, heads, *widths, tuple(chain.copied), last.name, views, masks)
+    return Written(
+        found.scores.name, found.softmax.name, heads, *widths, tuple(chain.copied), last.name, views, masks,
+        turned=by_axis[0] is None,
+    )  # fmt: skip
 
 
 def _weights(view: View, found: Found) -> list[fx.Node]:
@@ -223,49 +221,15 @@ def _keeps_last(node: fx.Node) -> bool:
     assert isinstance(source, fx.Node)
     before = source.meta["value"][0].shape
     places = torch.arange(before[-1]).expand(before).contiguous()
-    after = dataflow.moved(node, {source: places})
+    after = dataflow.moved(node, {source: places, **_untold(node)})
     return isinstance(after, torch.Tensor) and after.shape[-1] == before[-1] and bool((after == places[0, 0]).all())
 
 
-def _heads(view: View, operand: fx.Node, batch: tuple[int, ...]) -> int | None:
-    """The number of heads of (batch, heads, …), or of (batch * heads, …) with the heads of one example together."""
-    shape = _dims(operand)
-    sizes = tuple(value.shape[0] for value in operand.meta["value"])
-    if len(shape) == 4:
-        return shape[1] if sizes == batch else None
-    heads = sizes[0] // batch[0]
-    if len(shape) != 3 or sizes != tuple(heads * examples for examples in batch):
-        return None
-    return heads if _examples_apart(operand, batch) else None
-
-
-def _examples_apart(operand: fx.Node, batch: tuple[int, ...]) -> bool:
-    """Whether the first axis of a folded operand runs through the heads of one example before the next one's."""
-    way = [operand]
-    while len(_dims(way[0])) == 3 and (before := _moved_or_scaled(way[0])) is not None:
-        way.insert(0, before)
-    shape = _dims(way[0])
-    if len(shape) != 4 or tuple(value.shape[0] for value in way[0].meta["value"]) != batch:
-        return False
-    held = {way[0]: torch.arange(batch[0]).view(-1, 1, 1, 1).expand(shape).contiguous()}
-    for before, node in itertools.pairwise(way):
-        held[node] = dataflow.moved(node, held) if dataflow.is_move(node) else held[before]
-    examples = held[operand]
-    wanted = torch.arange(examples.shape[0]) // (examples.shape[0] // batch[0])
-    return bool((examples == wanted[:, None, None]).all())
-
-
-def _moved_or_scaled(node: fx.Node) -> fx.Node | None:
-    """What a node moves, or maps number by number."""
-    source = node.args[0] if node.args else None
-    if not isinstance(source, fx.Node) or not dataflow.holds_tensor(source):
-        return None
-    scales = dataflow.name_of(node) in SCALING and _dims(source) == _dims(node)
-    return source if scales or dataflow.is_move(node) else None
-
-
-def _dims(node: fx.Node) -> tuple[int, ...]:
-    return tuple(node.meta["value"][0].shape)
+def _untold(node: fx.Node) -> dict[fx.Node, int]:
+    """The last size of a view as what is left: the number of keys is another in each of the calls merged here."""
+    sizes = list(node.args[1:])
+    last = sizes[-1] if _names_keys(node) else None
+    return {last: -1} if isinstance(last, fx.Node) and sizes.count(last) == 1 and -1 not in sizes else {}
 
 
 def _is_softmax(view: View, node: fx.Node) -> bool:

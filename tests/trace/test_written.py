@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from peftc.graph.sites import Attention, Written
+from peftc.methods.gate import Gate
 from peftc.methods.prefix import Prefix
 from peftc.trace.attention import attention_sites
 from tests.trace.seen import seen
@@ -47,6 +48,30 @@ class Looking(nn.Module):
         return made
 
 
+class Turned(nn.Module):
+    """Over (length, batch, width), its heads folded into the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        length, batch, _ = x.shape
+        query, key, value = (
+            part(x).view(length, batch, HEADS, SPAN).permute(1, 2, 0, 3).reshape(batch * HEADS, -1, SPAN)
+            for part in (self.query, self.key, self.value)
+        )
+        made: Tensor = torch.bmm(torch.softmax(torch.bmm(query, key.transpose(1, 2)), -1), value)
+        return made
+
+
+def test_a_length_before_the_batch() -> None:
+    (site,) = (s for s in attention_sites(seen(Turned(), WIDTH)) if isinstance(s, Attention))
+    assert isinstance(site.written, Written), site.written
+    assert (site.written.heads, site.written.turned) == (HEADS, True)
+    assert "length before its batch" in str(Prefix().gate_refusal(Gate(kind="sequence"), site))
+
+
 def same(scores: Tensor, bias: Tensor) -> Tensor:
     return scores
 
@@ -79,6 +104,14 @@ def test_what_the_scores_of_learnt_keys_pass(name: str) -> None:
     assert (written.heads, written.key_width, written.value_width) == (HEADS, SPAN, SPAN)
     assert len(written.copied) == copied
     assert Prefix().refusal(found(before)) is None
+
+
+def test_a_view_whose_number_of_keys_is_another_call_s() -> None:
+    view = seen(Looking(lambda s, b: s.view(s.shape[0], HEADS, s.shape[2], s.shape[3]), same), WIDTH)
+    (viewed,) = (n for n in view.graph.nodes if n.target == "view" and n.args[0].name == "product")
+    viewed.args[-1].meta["value"] = (98, 99)
+    (site,) = (s for s in attention_sites(view) if isinstance(s, Attention))
+    assert isinstance(site.written, Written), site.written
 
 
 def test_a_mask_over_the_weights_is_one_for_the_keys_of_its_own() -> None:

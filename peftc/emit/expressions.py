@@ -71,8 +71,8 @@ class Printer:
             return f"slice({self.value(value.start)}, {self.value(value.stop)}, {self.value(value.step)})"
         if callable(value) and not isinstance(value, torch.dtype):
             return self.function(value)
-        if isinstance(value, float) and not math.isfinite(value):
-            return f'float("{value}")'
+        if isinstance(value, float):
+            return repr(float(value)) if math.isfinite(value) else f'float("{value}")'
         return "..." if value is ... else repr(value)
 
     def node(self, node: fx.Node, level: int = 0) -> str:

@@ -162,7 +162,11 @@ class UnitRun:
                 yield shared
 
     def _same(self, base: Any, own: Any, where: str, exact: bool = True) -> None:
-        for a, b in zip(tensors_in(base), tensors_in(own), strict=True):
+        tensors, others = list(tensors_in(base)), list(tensors_in(own))
+        if len(tensors) != len(others):
+            have = f"{len(others)} outputs and gradients, not {len(tensors)} as {self.body.unit.base.__name__}"
+            raise Defect(f"{self.body.name} has {have}: {where}")
+        for a, b in zip(tensors, others, strict=True):
             if not (torch.equal(a, b) if exact else a.shape == b.shape and torch.allclose(a, b, rtol=1e-5, atol=1e-5)):
                 off = (a.float() - b.float()).abs().max().item()
                 raise Defect(f"{self.body.name} differs from {self.body.unit.base.__name__} by {off:.3g}: {where}")

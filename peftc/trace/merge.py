@@ -172,9 +172,16 @@ class _Merger:
             node = self.graph.call_function(choose, (self.condition, a, b))
         source = a if isinstance(a, fx.Node) else b
         meta = source.meta if isinstance(source, fx.Node) else {}
-        node.meta.update(key=("choose", str(self.condition)), names=list(meta.get("names", ())), guard=(), scope=())
+        guard, names = self._shared_guard(a, b), list(meta.get("names", ()))
+        node.meta.update(key=("choose", str(self.condition)), names=names, guard=guard, scope=())
         node.meta["value"] = meta.get("value", (a, a))
         return node
+
+    def _shared_guard(self, a: Any, b: Any) -> tuple[Guard, ...]:
+        """What both values stand under beside the condition itself; a choice between them is made only there."""
+        guards = [n.meta.get("guard", ()) for n in (a, b) if isinstance(n, fx.Node)]
+        further = [tuple(g for g in guard if g.condition != self.condition) for guard in guards]
+        return further[0] if further and all(guard == further[0] for guard in further) else ()
 
     def _latest_of_region(self, a: Any, b: Any) -> fx.Node | None:
         """The last node of the conditional region that makes `a` or `b`, or None where neither is conditional."""

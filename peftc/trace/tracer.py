@@ -83,6 +83,10 @@ class Tracer(fx.proxy.TracerBase):
         result = type(self.unit).forward(self.unit, *positional, **keywords)
         self._note_names(sys._getframe(), result)
         output = self.graph.output(self.create_arg(result))
+        if any(n.meta.get("grad", True) is False for n in output.all_input_nodes) and torch.is_grad_enabled():
+            fail("it turns off the gradients of what it returns")
+        if isinstance(result, tuple) and type(result) is not tuple:
+            fail(f"it returns a {type(result).__name__}")
         output.meta.update(key=("output",), names=[])
         return self.graph
 
@@ -122,6 +126,7 @@ class Tracer(fx.proxy.TracerBase):
             return fixed[0]
         node = self.graph.create_node(kind, target, lowered, keywords)
         node.meta.update(value=points, key=self._key(kind, target, lowered, frame), names=[])
+        node.meta["grad"] = torch.is_grad_enabled()
         node.meta["absent"] = absent(caller(frame), keywords, self.paths)
         self._note_names(frame, None)
         value = Value(node, self)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import nn
 
+from peftc.trace.values import TraceFailure
 from tests.trace.nets import IDS, Attending, Block, attached, made
 from tests.trace.seen import seen
 
@@ -80,3 +81,25 @@ def test_what_a_module_asserts_of_numbers_holds() -> None:
 def test_a_module_that_takes_numbers_out_of_tensors_is_run_on_real_ones() -> None:
     called = [node for node in seen(Checked(), 4, leaves=["count"]).graph.nodes if node.target == "count"]
     assert [sum(counts) for counts in called[0].meta["value"]] == [2 * 5, 3 * 7]
+
+
+class Pair(NamedTuple):
+    one: torch.Tensor
+    other: torch.Tensor
+
+
+class Naming(nn.Module):
+    def forward(self, x: torch.Tensor) -> Pair:
+        return Pair(x, x * 2)
+
+
+class Ungraded(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return x * 2
+
+
+@pytest.mark.parametrize(("module", "said"), [(Naming(), "returns a Pair"), (Ungraded(), "turns off the gradients")])
+def test_what_an_emitted_forward_would_lose_is_refused(module: nn.Module, said: str) -> None:
+    with pytest.raises(TraceFailure, match=said):
+        seen(module, 4)

@@ -1,0 +1,41 @@
+"""Several traces as one graph: what is chosen between values of a branch is chosen inside it."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from peftc.graph.branches import choose
+from peftc.trace.calls import Recorded
+from peftc.trace.probes import installed
+from peftc.trace.units import UnitTracer
+
+
+class Masking(nn.Module):
+    """Which number hides depends on the dtype, and on whether there is a mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("low", "lower", "lowest", "least"):
+            self.register_buffer(name, torch.tensor(-1.0, device="meta"))
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        if x.dtype == torch.float16:
+            own, other = self.get_buffer("low").half(), self.get_buffer("lower").half()
+        else:
+            own, other = self.get_buffer("lowest"), self.get_buffer("least")
+        return torch.where(x > 0, x, own if mask is None else other)
+
+
+def test_a_choice_stands_where_its_values_do() -> None:
+    states, masks = ([torch.empty(n, n + 3, 4, device="meta") for n in (2, 3)] for _ in range(2))
+    without = tuple(Recorded({"x": x}, {}) for x in states)
+    given = tuple(Recorded({"x": x, "mask": m}, {}) for x, m in zip(states, masks, strict=True))
+    with installed(lambda: False) as session:
+        graph = UnitTracer(Masking(), frozenset(), [without, given], session).graph()
+    choices = [node for node in graph.nodes if node.target is choose]
+    assert choices
+    for choice in choices:
+        guards = {n.meta["guard"] for n in choice.all_input_nodes if n.target is not choose and n is not choice.args[0]}
+        within = [guard for guard in guards if all(g.condition != choice.args[0] for g in guard)]
+        assert all(choice.meta["guard"] == guard for guard in within)

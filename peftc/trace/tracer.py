@@ -85,7 +85,7 @@ class Tracer(fx.proxy.TracerBase):
         output = self.graph.output(self.create_arg(result))
         if any(n.meta.get("grad", True) is False for n in output.all_input_nodes) and torch.is_grad_enabled():
             fail("it turns off the gradients of what it returns")
-        if isinstance(result, tuple) and type(result) is not tuple:
+        if isinstance(result, tuple) and type(result) not in (tuple, Value):
             fail(f"it returns a {type(result).__name__}")
         output.meta.update(key=("output",), names=[])
         return self.graph

@@ -103,3 +103,12 @@ class Ungraded(nn.Module):
 def test_what_an_emitted_forward_would_lose_is_refused(module: nn.Module, said: str) -> None:
     with pytest.raises(TraceFailure, match=said):
         seen(module, 4)
+
+
+class Splitting(nn.Module):
+    def forward(self, x: torch.Tensor) -> Any:
+        return x.chunk(2, -1)
+
+
+def test_a_tuple_of_torch_is_returned_as_it_is() -> None:
+    assert seen(Splitting(), 4).graph.find_nodes(op="output")

@@ -17,7 +17,7 @@ from peftc.trace import trace_base
         ({"hidden_size": "big"}, None, "cannot be read: .*hidden_size.* expected int"),
         ({"hidden_act": "reluu"}, None, "cannot be built: KeyError 'reluu'"),
         ({"hidden_size": 33, "num_attention_heads": 4}, None, r"cannot be built: The hidden size \(33\)"),
-        ({"num_hidden_layers": 10_000_000}, None, "has 10000000 layers"),
+        ({"num_hidden_layers": 10_000_000}, None, "num_hidden_layers of 10000000"),
         ({"model_type": "brt"}, None, "cannot be read: "),
         ({"model_type": "clip"}, "causal-lm", "cannot be built: "),
     ],

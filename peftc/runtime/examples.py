@@ -30,10 +30,9 @@ class Recordings:
         run = self.twins.get(module, module)
         found = {pair: recording.calls[run] for pair, recording in self.found.items() if run in recording.calls}
         for (scenario, point), call in found.items():
-            masked, cached = ("padded" if scenario.mask else "unpadded"), f"cache: {scenario.cache}"
             other = next((c for (s, p), c in found.items() if s == scenario and p != point), call)
             named, extra = _marked(dict(call.named), dict(other.named)), _marked(dict(call.extra), dict(other.extra))
-            yield f"{point.batch} x {point.length}, {masked}, {cached}", Recorded(named, extra)
+            yield f"{point.batch} x {point.length}, {scenario}", Recorded(named, extra)
 
 
 @dataclass(frozen=True)

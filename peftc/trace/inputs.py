@@ -20,12 +20,18 @@ META = torch.device("meta")
 class Scenario:
     """How the outer model is called: padded or not; no cache, an empty one, a filled one, or one token at a time.
 
-    `whole`: beside a cache, the ids of what it holds come once more.
+    `whole`: beside a cache, the ids of what it holds come once more.  `alone`: a decoder that may read what some
+    encoder said is given nothing of it.
     """
 
     mask: bool
     cache: Literal["none", "empty", "filled", "single"]
     whole: bool = False
+    alone: bool = False
+
+    def __str__(self) -> str:
+        alone = ", without an encoder" if self.alone else ""
+        return f"{'padded' if self.mask else 'unpadded'}, cache: {self.cache}{alone}"
 
     @property
     def continues(self) -> bool:
@@ -33,7 +39,7 @@ class Scenario:
         return self.cache in ("filled", "single")
 
 
-SCENARIOS = (
+_SCENARIOS = (
     Scenario(mask=True, cache="none"),
     Scenario(mask=False, cache="none"),
     Scenario(mask=True, cache="empty"),
@@ -42,6 +48,7 @@ SCENARIOS = (
     Scenario(mask=False, cache="empty"),
     Scenario(mask=False, cache="filled"),
 )
+SCENARIOS = (*_SCENARIOS, *(replace(scenario, alone=True) for scenario in _SCENARIOS))
 
 
 class Runner(Protocol):
@@ -55,16 +62,35 @@ def inputs(model: nn.Module, scenario: Scenario, point: Point, run: Runner) -> d
     names, reads = parameters(model), feed(model)
     if scenario.cache != "none" and not ("past_key_values" in names and _takes_use_cache(model)):
         return None
-    if not scenario.mask and reads.mask is None:
+    if (not scenario.mask and reads.mask is None) or (scenario.alone and not _listens(model)):
         return None
     length = 1 if scenario.cache == "single" else point.length
-    now = replace(point, length=length)
-    given = _after(model, now, scenario, run) if scenario.continues else _given(model, reads, now, 0, scenario.mask)
+    now, heard = replace(point, length=length), _heard(model, point, scenario)
+    if scenario.continues:
+        given = _after(model, now, scenario, heard, run)
+    else:
+        given = _given(model, reads, now, 0, scenario.mask) | heard
     if given is None:
         return None
     if scenario.cache == "empty":
         given |= _encoded(model, reads, given, run)
     return given | ({"use_cache": scenario.cache != "none"} if _takes_use_cache(model) else {})
+
+
+def _listens(model: nn.Module) -> bool:
+    """Whether a decoder without an encoder of its own attends to the states of another's."""
+    crosses = "encoder_hidden_states" in parameters(model) and getattr(model.config, "add_cross_attention", False)
+    return bool(crosses) and not is_paired(model)
+
+
+def _heard(model: Any, point: Point, scenario: Scenario) -> dict[str, Any]:
+    """What an encoder said, for a decoder that listens, and a mask over it."""
+    if scenario.alone or not _listens(model):
+        return {}
+    width = getattr(model.config, "cross_attention_hidden_size", None) or model.config.hidden_size
+    states = {"encoder_hidden_states": zeros((point.batch, point.source, width), False, META)}
+    masked = scenario.mask and "encoder_attention_mask" in parameters(model)
+    return states | ({"encoder_attention_mask": zeros((point.batch, point.source), True, META) + 1} if masked else {})
 
 
 def _takes_use_cache(model: nn.Module) -> bool:
@@ -86,20 +112,22 @@ def _given(model: nn.Module, reads: Feed, point: Point, before: int, mask: bool)
     return given | ({"decoder_attention_mask": everything} if masked else {})
 
 
-def _after(model: nn.Module, point: Point, scenario: Scenario, run: Runner) -> dict[str, Any] | None:
+def _after(
+    model: nn.Module, point: Point, scenario: Scenario, heard: dict[str, Any], run: Runner
+) -> dict[str, Any] | None:
     """What comes after earlier tokens: ids, the cache of what a first run saw, and what an encoder said."""
     reads, before, mask = feed(model), point.past, scenario.mask
     first = _given(model, reads, replace(point, length=before), 0, mask)
     encoded = _encoded(model, reads, first, run)
     with torch.no_grad(), run():
-        cache = getattr(model(**first, **encoded, use_cache=True), "past_key_values", None)
+        cache = getattr(model(**first, **encoded, **heard, use_cache=True), "past_key_values", None)
     if cache is None:
         return None
     _fill_all(cache)
     read = reads if is_paired(model) else reads.later()
     whole = replace(point, length=before + point.length)
     given = _given(model, read, whole, 0, mask) if scenario.whole else _given(model, read, point, before, mask)
-    return {**given, **encoded, "past_key_values": cache}
+    return {**given, **encoded, **heard, "past_key_values": cache}
 
 
 def _encoded(model: Any, reads: Feed, given: dict[str, Any], run: Runner) -> dict[str, Any]:

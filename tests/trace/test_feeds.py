@@ -88,7 +88,7 @@ def running() -> Iterator[None]:
 
 @pytest.mark.parametrize("name", ["whisper", "switch_transformers"])
 def test_a_cache_is_given_with_what_the_encoder_said(name: str) -> None:
-    found = [inputs(made(name), scenario, POINTS[0], running) for scenario in SCENARIOS if scenario.cache != "none"]
+    found = [inputs(made(name), s, POINTS[0], running) for s in SCENARIOS if s.cache != "none" and not s.alone]
     assert all(given is not None and "encoder_outputs" in given for given in found)
 
 
@@ -112,3 +112,16 @@ class Refusing(nn.Module):
 def test_a_model_that_refuses_all_says_why() -> None:
     with pytest.raises(ValueError, match="no 4"):
         feed(Refusing())
+
+
+def test_a_decoder_that_listens_is_called_with_an_encoder_s_words_and_without() -> None:
+    config = AutoConfig.for_model("bert", **TEXT, is_decoder=True, add_cross_attention=True)
+    model = from_config(config, "causal-lm")
+    calls = [
+        r.calls[model.get_submodule("bert.encoder.layer.0")]
+        for s in SCENARIOS
+        if (r := record(model, s, POINTS[0], {}))
+    ]
+    heard = [call.named.get("encoder_hidden_states") for call in calls]
+    assert [None if h is None else tuple(h.shape) for h in heard] == [(2, 9, 32)] * 7 + [None] * 7
+    assert {"cross.q", "cross.attention"} <= {site.name for unit in trace_model(model).units for site in unit.sites}

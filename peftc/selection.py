@@ -37,7 +37,7 @@ def _candidates(entry: Entry) -> dict[str, Parameter]:
     if method.modules is not None:
         globs = enumerate(method.modules)
         return _below((name for position, glob in globs for name in entry.matches(glob, position, layers)), everything)
-    paths = [layer.path for layer in layers] if entry.restricted else [""]
+    paths = [path for layer in layers for path in layer.paths] if entry.restricted else [""]
     return {name: p for name, p in _below(paths, everything).items() if not p.head}
 
 

@@ -163,7 +163,7 @@ class Entry:
             self.refuse(f"no module is called {glob!r}", "modules", position, hint=nearest_module(glob, self.trace))
         if not self.restricted:
             return names
-        inside = tuple(name for name in names if any(within(name, layer.path) for layer in layers))
+        inside = tuple(name for name in names if any(within(name, path) for layer in layers for path in layer.paths))
         if names and not inside and layers:
             self.refuse(f"no module {glob!r} is in the chosen layers", "modules", position)
         return inside

@@ -73,15 +73,17 @@ class Editor:
         return self.edited(site.input, AFTER)
 
     def residual(self, site: Sublayer) -> fx.Node:
-        """What the sublayer's output is added to."""
-        return self.edited(site.residual, AFTER)
+        """What the sublayer's output is added to; its input, where that lies outside the unit."""
+        return self.edited(site.residual or site.input, AFTER)
 
     def output(self, site: Projection | Sublayer | Embedding) -> fx.Node:
         """What the site computes, with every edit so far."""
         return self._at_level(site, AFTER)
 
     def normed(self, site: Sublayer) -> fx.Node:
-        """LN(output + residual) of a post-norm sublayer, by its own norm; output + residual where there is no norm."""
+        """LN(output + residual) of a post-norm sublayer; without a norm, or a residual in the unit, what there is."""
+        if site.sum is None:
+            return self.output(site)
         before = self.node(site.sum)
         total = self._copy(before, {})
         norm = self.node(site.norm) if site.norm else None

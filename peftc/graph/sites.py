@@ -112,13 +112,13 @@ class Sublayer:
     """A tensor `output` that joins a `residual` (in the node `sum`): the attention's or the feed-forward's output.
 
     `norm` is the norm that reads the sum and nothing else does (post-norm), or None; `input` is the sublayer's input x.
-    `flat`: in all of them batch and length are one axis.
+    `flat`: in all of them batch and length are one axis.  Of a sublayer that is a unit of its own, both lie outside.
     """
 
     name: str
     output: str
-    residual: str
-    sum: str
+    residual: str | None
+    sum: str | None
     norm: str | None
     input: str
     width: int
@@ -183,6 +183,11 @@ class Layer:
     index: int
     path: str
     units: tuple[tuple[str, Unit], ...]
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The block's path, and those of units that lie beside it."""
+        return (self.path, *(path for path, _ in self.units if not f"{path}.".startswith(f"{self.path}.")))
 
     def find(self, name: str) -> tuple[str, Unit, Site] | None:
         """The unit instance that has a site of this name: (path, unit, site)."""

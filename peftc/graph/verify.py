@@ -33,7 +33,7 @@ def site_nodes(site: Site) -> tuple[str, ...]:
         return (site.node,)
     if isinstance(site, Attention):
         return site.node, site.key, site.value, site.input, *_given(site.mask_value, site.mask)
-    return site.output, site.residual, site.sum, site.input, *_given(site.norm, site.mask)
+    return site.output, site.input, *_given(site.residual, site.sum, site.norm, site.mask)
 
 
 def _given(*names: str | None) -> tuple[str, ...]:

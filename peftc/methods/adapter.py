@@ -73,7 +73,7 @@ class Adapter(Method):
         return site.width
 
     def reads(self, site: Sublayer) -> str | None:
-        return site.residual if self.variant == "parallel" else None
+        return (site.residual or site.input) if self.variant == "parallel" else None
 
     def module(self, site: Site) -> ModuleCall:
         assert isinstance(site, Sublayer)

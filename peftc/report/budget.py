@@ -152,7 +152,7 @@ class _Where:
     """The layer, tower and site of a module of the base, by its path."""
 
     def __init__(self, trace: Trace) -> None:
-        self._layers = {layer.path: layer for layer in trace.layers}
+        self._layers = {path: layer for layer in trace.layers for path in layer.paths}
 
     def layer(self, module: str) -> Layer | None:
         parts = module.split(".")

@@ -53,7 +53,7 @@ def _trace(model: nn.Module, causal: Callable[[], bool]) -> Trace:
     except TraceFailure as failure:
         raise PeftcError(f"{type(model).__name__} cannot be traced: {failure}") from failure
     units = tuple(dict.fromkeys(unit for layer in found for _, unit in layer.units))
-    inside = tuple(f"{layer.path}." for layer in found)
+    inside = tuple(f"{path}." for layer in found for path in layer.paths)
     names = tuple(name for name, _ in model.named_modules() if name)
     others = tuple(_single(model, name) for name in names if not name.startswith(inside) and _is_single(model, name))
     return Trace(model, units, found, others, parameters(model), names, untraced)

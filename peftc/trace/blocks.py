@@ -58,6 +58,22 @@ def block_sites(view: View, inner: Mapping[str, tuple[View, list[Site]]], own: l
     return [*found, *(replace(s, causal=causal, mask=mask) for s in _feed_forward(view, taken, attends))]
 
 
+def feed_sites(view: View, causal: bool) -> list[Site]:
+    """The sites of a feed-forward that is a unit of its own: what it returns is what joins the residual, outside."""
+    projections = [s for s in _feed_forward(view, set(), set()) if isinstance(s, Projection)]
+    (returned,) = (n.args[0] for n in view.graph.nodes if n.op == "output")
+    if not projections or not isinstance(returned, fx.Node):
+        return []
+    x = read_by(view, projections[0].node)
+    if x.meta["value"][0].shape != returned.meta["value"][0].shape:
+        return []
+    ffn = Sublayer(
+        name="ffn", output=returned.name, residual=None, sum=None, norm=None, input=x.name, width=width_of(returned),
+        flat=is_flat(returned),
+    )  # fmt: skip
+    return [*(replace(site, causal=causal) for site in projections), replace(ffn, causal=causal)]
+
+
 def _inner_attentions(view: View, inner: Mapping[str, tuple[View, list[Site]]]) -> Iterator[AttentionSeen]:
     for node in view.graph.nodes:
         if node.op != "call_module" or str(node.target) not in inner:

@@ -13,10 +13,10 @@ from torch import fx, nn
 from peftc.graph.branches import LiftedFloat, LiftedInt, LiftedStr, given
 from peftc.graph.sites import Layer, Site, Unit
 from peftc.trace.attention import attention_sites
-from peftc.trace.blocks import block_sites
+from peftc.trace.blocks import block_sites, feed_sites
 from peftc.trace.observed import Call, Observed
 from peftc.trace.probes import Session
-from peftc.trace.towers import layer_paths
+from peftc.trace.towers import beside, layer_paths
 from peftc.trace.units import UnitTracer
 from peftc.trace.values import TraceFailure
 from peftc.trace.views import View
@@ -26,18 +26,20 @@ def layers(model: nn.Module, observed: Observed, session: Session) -> tuple[tupl
     """Every layer of every tower, its units traced once per distinct forward; what stays as it is, and why."""
     towers = layer_paths(model, observed)
     blocks = [path for tower in towers for path in tower]
-    attention = [path for path in observed.attending(model) if path not in blocks]
+    attending = observed.attending(model)
+    attention = [path for path in attending if path not in blocks]
     leaves = frozenset(model.get_submodule(p) for p in attention)
     replaced = {path: why for path, why in observed.replaced.items() if path in (*attention, *blocks)}
     units = _Units(model, observed, leaves, session, replaced)
     inner = {path: unit for unit in units.of(attention, {}) for path in unit.paths}
     outer = {path: unit for unit in units.of(blocks, inner) for path in unit.paths}
+    feeds = units.feeding({path: outer[path] for path in attending if path in outer})
     found = []
     for paths, tower in zip(towers, tower_names(towers, outer), strict=True):
         for index, path in enumerate(paths):
             within = tuple((p, u) for p, u in inner.items() if p.startswith(f"{path}."))
             whole = ((path, outer[path]),) if path in outer else ()
-            found.append(Layer(tower, index, path, (*within, *whole)))
+            found.append(Layer(tower, index, path, (*within, *whole, *feeds.get(path, ()))))
     return tuple(found), units.untraced
 
 
@@ -77,6 +79,17 @@ class _Units:
             except TraceFailure as failure:
                 self.untraced.update(dict.fromkeys(members, str(failure)))
         return _joined(found)
+
+    def feeding(self, attending: Mapping[str, Unit]) -> Mapping[str, tuple[tuple[str, Unit], ...]]:
+        """Feed-forwards that are modules of their own, beside blocks that are but an attention: path -> units."""
+        paths = {path: beside(self.model, path) for path in attending}
+        causal = any(site.causal for unit in attending.values() for site in unit.sites)
+        found: dict[str, Unit] = {}
+        for unit in replace(self, untraced={}).of([p for same in paths.values() for p in same], {}):
+            view = View.of(self.model.get_submodule(unit.paths[0]), unit.graph, self.session.causal)
+            if sites := feed_sites(view, causal):
+                found.update(dict.fromkeys(unit.paths, replace(unit, sites=tuple(sites))))
+        return {path: tuple((p, found[p]) for p in same if p in found) for path, same in paths.items()}
 
     def _tracer(self, path: str) -> UnitTracer:
         module = self.model.get_submodule(path)

@@ -16,6 +16,16 @@ def layer_paths(model: nn.Module, observed: Observed) -> list[list[str]]:
     return [_blocks(model, chains) for chains in towers.values()] or _repeated(model, observed)
 
 
+def beside(model: nn.Module, path: str) -> list[str]:
+    """What stands at the same place as an element of a list, in other lists that are as long."""
+    owner, _, index = path.rpartition(".")
+    parent, own = owner.rpartition(".")[0], model.get_submodule(owner)
+    lists = [(n, m) for n, m in model.get_submodule(parent).named_children() if isinstance(m, nn.ModuleList)]
+    count = next((len(m) for _, m in lists if m is own), None)
+    like = [".".join(filter(None, (parent, n, index))) for n, m in lists if m is not own and len(m) == count]
+    return [other for other in like if any(True for _ in model.get_submodule(other).children())]
+
+
 def _elements(model: nn.Module, path: str) -> list[str]:
     """The elements of lists of modules that a path runs through, the outermost first."""
     parts = path.split(".")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from peftc.trace.layers import fingerprint, layers
 from peftc.trace.model import UNBUILT, build, skeleton, smaller
 from peftc.trace.observed import observe
 from peftc.trace.probes import installed
-from peftc.trace.reach import reached
+from peftc.trace.reach import reached, unreached
 from peftc.trace.values import TraceFailure
 from peftc.trace.views import is_norm
 
@@ -52,11 +52,14 @@ def _trace(model: nn.Module, causal: Callable[[], bool]) -> Trace:
             found, untraced = layers(model, observed, session)
     except TraceFailure as failure:
         raise PeftcError(f"{type(model).__name__} cannot be traced: {failure}") from failure
+    carrying = reached(model)
+    idle = unreached(model, found, carrying)
+    found, untraced = tuple(layer for layer in found if layer.path not in idle), {**untraced, **idle}
     units = tuple(dict.fromkeys(unit for layer in found for _, unit in layer.units))
     inside = tuple(f"{path}." for layer in found for path in layer.paths)
     names = tuple(name for name, _ in model.named_modules() if name)
     others = tuple(_single(model, name) for name in names if not name.startswith(inside) and _is_single(model, name))
-    return Trace(model, units, found, others, parameters(model), names, untraced)
+    return Trace(model, units, found, others, parameters(model, carrying), names, untraced)
 
 
 def _is_single(model: nn.Module, name: str) -> bool:
@@ -98,18 +101,18 @@ def _input_embeddings(model: nn.Module) -> nn.Module | None:
         return None
 
 
-def parameters(model: nn.Module) -> Mapping[str, Parameter]:
+def parameters(model: nn.Module, carrying: Set[nn.Parameter]) -> Mapping[str, Parameter]:
     """Every parameter once, under its first name, with what it is to the selective methods."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     prefix = getattr(model, "base_model_prefix", "")
     body = f"{prefix}." if prefix and getattr(model, prefix, model) is not model else ""
-    found, carrying = {}, {id(parameter) for parameter in reached(model)}
+    found, reaching = {}, set(map(id, carrying))
     for key, same in names.items():
         first = next((n for n in same if n.startswith(body)), same[0])
         owner, _, leaf = first.rpartition(".")
         norm, shape = is_norm(model.get_submodule(owner)), tuple(model.get_parameter(first).shape)
-        bias, head = leaf.endswith("bias") and key in carrying, not first.startswith(body)
+        bias, head = leaf.endswith("bias") and key in reaching, not first.startswith(body)
         found[first] = Parameter(first, shape, bias, norm, head, tuple(same))
     return found

@@ -157,16 +157,28 @@ def _post_norm(view: View, total: fx.Node) -> str | None:
 
 
 def _feed_forward(view: View, taken: set[str], attends: set[fx.Node]) -> list[Site]:
-    """ffn_gate, ffn_up, ffn_down and ffn: the largest linear that others feed, the last of such; or ffn alone."""
+    """ffn_gate, ffn_up, ffn_down and ffn: the largest linear that others feed; or ffn alone.
+
+    Of several it is the last that makes the block's first result: others may be of a stream that runs beside it.
+    """
     free = [n for n in view.linears() if n.name not in taken]
     fed = {down: feeding for down in reversed(free) if (feeding := _feeding(view, down, free))}
     if not fed:
         whole = _routed(view, attends)
         return [whole] if whole else []
-    down = max(fed, key=lambda node: view.size(node))
+    result = _first_result(view)
+    down = max(fed, key=lambda node: (view.size(node), result in dataflow.reached(view.flow, node)))
     first = read_by(view, fed[down][0].name)
     sublayer = _sublayer(view, down, first, attends, "ffn")
     return [*_named(view, down, fed[down]), *([sublayer] if sublayer else [])]
+
+
+def _first_result(view: View) -> fx.Node | None:
+    """What a block returns, the first of several."""
+    result = next(reversed(view.graph.nodes)).args[0]
+    while isinstance(result, (tuple, list)) and result:
+        result = result[0]
+    return result if isinstance(result, fx.Node) else None
 
 
 def _feeding(view: View, down: fx.Node, free: list[fx.Node]) -> list[fx.Node]:

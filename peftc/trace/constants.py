@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from peftc.graph.branches import assume, enter, leave
-from peftc.trace.values import Point
+from peftc.trace.values import Point, is_plain
 
 LIMITS = (torch.finfo, torch.iinfo)
 
@@ -18,7 +18,7 @@ def constant(target: Any, args: tuple[Any, ...], points: tuple[Point, Point]) ->
     """The value of a node that no input can change, in a tuple; None where it must stay a node."""
     if target in (operator.setitem, enter, leave, assume) or type(points[0]) not in (int, float, str):
         return None
-    if _of_dtype(target, args):
+    if _of_dtype(target, args) or _counted(target, args):
         return None
     return (points[0],) if points[0] == points[1] else None
 
@@ -28,6 +28,14 @@ def _of_dtype(target: Any, args: tuple[Any, ...]) -> bool:
     if target is getattr and isinstance(args[0].meta["value"][0], LIMITS):
         return True
     return any(isinstance(a, fx.Node) and type(a.meta["value"][0]) is float for a in args)
+
+
+def _counted(target: Any, args: tuple[Any, ...]) -> bool:
+    """Whether a number is what a cache says of itself: zero perhaps, until it holds more than in any example."""
+    source = args[0] if args and isinstance(args[0], fx.Node) else None
+    if target is operator.getitem and source is not None and source.op == "call_method":
+        return _counted(source.target, source.args)
+    return isinstance(target, str) and source is not None and not is_plain(source.meta["value"][0])
 
 
 def is_none(node: fx.Node) -> bool:

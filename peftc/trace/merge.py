@@ -129,7 +129,7 @@ class _Merger:
 
     def _is_size(self, node: fx.Node) -> bool:
         """A number that another trace knew as a constant: reading or checking it is free, whatever the branch."""
-        return self.condition is None and (_is_number(node) or _is_check_of_sizes(node))
+        return self.condition is None and (is_number(node) or _is_check_of_sizes(node))
 
     def _copy(self, node: fx.Node, table: Table, args: Any, kwargs: Any) -> fx.Node:
         copy = self.graph.create_node(node.op, node.target, args, kwargs)
@@ -150,15 +150,22 @@ class _Merger:
         return self._general(a, b) or self._choice(a, b)
 
     def _general(self, a: Any, b: Any) -> fx.Node | None:
-        """The one of two values that holds in both branches: a parameter that is None, a size that was constant."""
+        """The one of two values that holds in both branches: a parameter that is None, a size that was constant.
+
+        A parameter that is handed on unread is so whatever the branch.
+        """
         for one, other in ((a, b), (b, a)):
             if not isinstance(one, fx.Node):
                 continue
-            is_parameter = one.op == "placeholder" and self.condition == f"{one.target} is not None"
+            is_parameter = one.meta.get("handed") or self._is_given(one)
             is_size = isinstance(one.meta.get("value", (None,))[0], int) and isinstance(other, int)
             if (is_parameter and other is None) or (is_size and not one.meta.get("guard")):
                 return one
         return None
+
+    def _is_given(self, node: fx.Node) -> bool:
+        """Whether the condition is that a parameter is given."""
+        return node.op == "placeholder" and self.condition == f"{node.target} is not None"
 
     def _choice(self, a: Any, b: Any) -> fx.Node:
         if self.condition is None:
@@ -198,14 +205,14 @@ class _Merger:
         return any(guard.condition == self.condition for guard in node.meta.get("guard", ()))
 
 
-def _is_number(node: fx.Node) -> bool:
+def is_number(node: fx.Node) -> bool:
     return isinstance(node.meta.get("value", (None,))[0], int)
 
 
 def _is_check_of_sizes(node: fx.Node) -> bool:
     """A comparison of sizes that had to come out one way; where all of them were constants it did."""
     compared = node.args[0] if node.target is assume else None
-    return isinstance(compared, fx.Node) and bool(compared.args) and all(map(_is_number, compared.all_input_nodes))
+    return isinstance(compared, fx.Node) and bool(compared.args) and all(map(is_number, compared.all_input_nodes))
 
 
 def _mapped(value: Any, table: Table) -> Any:

@@ -17,9 +17,11 @@ from transformers import masking_utils
 from transformers.integrations import moe
 from transformers.modeling_utils import PreTrainedModel
 
+from peftc.trace.nested import tensors_in
+
 READS = ("item", "__bool__", "__int__", "__float__", "__index__", "__format__")
 
-LARGEST = 10**7  # numbers in a module that is made real to see what it returns
+LARGEST = 250_000_000  # numbers in a module that is made real to see what it returns
 SKIPS = ("_ignore_causal_mask_sdpa", "_ignore_bidirectional_mask_sdpa")
 
 
@@ -59,12 +61,21 @@ def values_as(number: int) -> Iterator[None]:
         stack.enter_context(patched(Distribution, "_validate_args", False))
         for name in READS:
             stack.enter_context(patched(torch.Tensor, name, _read(name, number)))
+        stack.enter_context(patched(torch.Tensor, "__getitem__", _item(number)))
         yield
 
 
 def values_as_zeros() -> AbstractContextManager[None]:
     """A number that is read out of a meta tensor is zero, as the ids of the examples are."""
     return values_as(0)
+
+
+@contextmanager
+def calls_answered() -> Iterator[None]:
+    """Calls of modules that depend on numbers are those of real copies."""
+    call = nn.Module.__call__
+    with patched(nn.Module, "__call__", lambda module, *args, **kwargs: answered(module, args, kwargs, call)):
+        yield
 
 
 @contextmanager
@@ -81,18 +92,32 @@ def nothing_padded() -> Iterator[None]:
 
 
 def answered(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], call: Callable[..., Any]) -> Any:
-    """What a call of a module returns; where it takes numbers out of tensors, what a real copy on the CPU returns."""
+    """What a call of a module returns; where that depends on numbers that are not there, what a real copy returns."""
     try:
         return call(module, *args, **kwargs)
-    except NotImplementedError:
-        if sum(p.numel() for p in module.parameters()) > LARGEST:
+    except RuntimeError as refusal:
+        sizes = [p.numel() for p in module.parameters() if p.is_meta]
+        if not 0 < sum(sizes) <= LARGEST:
             raise
-        real = copy.deepcopy(module).to_empty(device="cpu")
-        for tensor in (*real.parameters(), *real.buffers()):
-            tensor.data = _numbers(tensor)
-        with torch.no_grad(), torch.device("cpu"):
-            answer = call(real, *_each(_numbers, args), **_each(_numbers, kwargs))
-        return _each(lambda tensor: tensor.to("meta"), answer)
+        try:
+            return _of_real_copy(module, args, kwargs, call)
+        except RuntimeError:
+            raise refusal from None
+
+
+def _of_real_copy(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], call: Callable[..., Any]) -> Any:
+    real = copy.deepcopy(module).to_empty(device="cpu")
+    for tensor in (*real.parameters(), *real.buffers()):
+        tensor.data = _numbers(tensor)
+    with torch.no_grad(), torch.device("cpu"):
+        answer = call(real, *_each(_numbers, args), **_each(_numbers, kwargs))
+    behind = [t for t in (*tensors_in((args, kwargs)), *module.parameters()) if t.requires_grad]
+    return _each(lambda tensor: _made_from(tensor.to("meta"), behind), answer)
+
+
+def _made_from(tensor: torch.Tensor, sources: list[torch.Tensor]) -> torch.Tensor:
+    """The tensor, as far as autograd knows computed from these."""
+    return tensor + sum((s * 0).sum() for s in sources) if sources and tensor.is_floating_point() else tensor
 
 
 _each = partial(tree_map_only, torch.Tensor)
@@ -110,5 +135,16 @@ def _read(name: str, number: int) -> Any:
     def reading(tensor: torch.Tensor, *args: Any) -> Any:
         is_number = tensor.device.type == "meta" and tensor.numel() == 1
         return read(torch.full((), number, dtype=tensor.dtype, device="cpu") if is_number else tensor, *args)
+
+    return reading
+
+
+def _item(number: int) -> Any:
+    """Reads of one row: torch takes its number out of a tensor by itself."""
+    read = torch.Tensor.__getitem__
+
+    def reading(tensor: torch.Tensor, key: Any) -> Any:
+        is_number = isinstance(key, torch.Tensor) and key.is_meta and key.dim() == 0 and key.dtype != torch.bool
+        return read(tensor, number if is_number else key)
 
     return reading

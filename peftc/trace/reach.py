@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Set
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
+from peftc.graph.sites import Layer
 from peftc.trace.feeds import POINTS, REFUSALS
 from peftc.trace.inputs import SCENARIOS, inputs
-from peftc.trace.meta import shapes_only, values_as_zeros
+from peftc.trace.meta import calls_answered, shapes_only, values_as_zeros
 from peftc.trace.nested import tensors_in
 
 
@@ -29,9 +30,16 @@ def reached(model: nn.Module) -> set[nn.Parameter]:
             parameter.requires_grad_(flag)
 
 
+def unreached(model: nn.Module, layers: Sequence[Layer], reached: Set[nn.Parameter]) -> dict[str, str]:
+    """The layers of towers that no gradient reaches: what runs without one, as to cut the input in pieces."""
+    found = [(layer, not reached.isdisjoint(model.get_submodule(layer.path).parameters())) for layer in layers]
+    trained = {layer.tower for layer, holds in found if holds}
+    return {layer.path: "no gradient reaches it" for layer in layers if layer.tower not in trained}
+
+
 def _answer(model: nn.Module) -> Any:
     given = inputs(model, SCENARIOS[0], POINTS[0], nullcontext)
-    with torch.enable_grad(), shapes_only(), values_as_zeros():
+    with torch.enable_grad(), shapes_only(), values_as_zeros(), calls_answered():
         return model(**given or {})
 
 

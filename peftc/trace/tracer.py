@@ -8,7 +8,7 @@ import json
 import operator
 import sys
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from types import FrameType
 from typing import Any
 
@@ -44,18 +44,15 @@ class Tracer(fx.proxy.TracerBase):
     """Traces one unit.  `leaves` are the modules that stay calls; everything else with children is inlined.
 
     The decisions of `against` go the other way; the values of `missing`, by their keys, are None and no proxies.
+    A number of `varying` stays one, though both examples agree on it.
     """
 
     def __init__(
-        self,
-        unit: nn.Module,
-        leaves: frozenset[nn.Module],
-        against: Iterable[Hashable] = (),
-        remembered: Remembered | None = None,
-        known: Known | None = None,
-    ) -> None:
+        self, unit: nn.Module, leaves: frozenset[nn.Module], against: Iterable[Hashable] = (),
+        remembered: Remembered | None = None, known: Known | None = None, varying: Collection[Hashable] = (),
+    ) -> None:  # fmt: skip
         self.graph = fx.Graph()
-        self.unit, self.leaves, self.against = unit, leaves, frozenset(against)
+        self.unit, self.leaves, self.against, self.varying = unit, leaves, frozenset(against), varying
         self.remembered, self.known = remembered or Remembered(), known or Known()
         self.paths = {module: path for path, module in unit.named_modules()}
         self.kept: set[str] = set()
@@ -122,11 +119,11 @@ class Tracer(fx.proxy.TracerBase):
         frame = sys._getframe(1)
         lowered, keywords = self.create_arg(args), each_once(self.create_arg(kwargs))
         points = self._evaluate(kind, target, lowered, keywords)
-        if (fixed := constant(target, lowered, points)) is not None:
+        fixed, key = constant(target, lowered, points), self._key(kind, target, lowered, frame)
+        if fixed is not None and key not in self.varying:
             return fixed[0]
         node = self.graph.create_node(kind, target, lowered, keywords)
-        node.meta.update(value=points, key=self._key(kind, target, lowered, frame), names=[])
-        node.meta["grad"] = torch.is_grad_enabled()
+        node.meta.update(value=points, key=key, names=[], grad=torch.is_grad_enabled())
         node.meta["absent"] = absent(caller(frame), keywords, self.paths)
         self._note_names(frame, None)
         value = Value(node, self)

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from torch import fx, nn
 
 from peftc.graph.branches import assume, choose
 from peftc.trace.feeds import parameters
-from peftc.trace.merge import merge, merged_by_decisions
+from peftc.trace.given import arguments_of, default_of, gives_more, is_given, sizes_of, varies_more, with_added_masks
+from peftc.trace.merge import is_number, merge, merged_by_decisions
 from peftc.trace.observed import Call
 from peftc.trace.probes import Session
 from peftc.trace.remembered import Remembered
@@ -40,8 +42,7 @@ class UnitTracer:
 
     def graph(self) -> fx.Graph:
         """One graph of the forward over every scenario seen, training and not."""
-        if not self.calls:
-            raise TraceFailure(f"{type(self.module).__name__} is never called")
+        self._check_called()
         try:
             return self._whole()
         except Learnt as found:
@@ -49,19 +50,24 @@ class UnitTracer:
 
     def sketch(self) -> fx.Graph:
         """The graph of the first call alone: enough to tell two modules apart."""
+        self._check_called()
         try:
-            return self._once(self.calls[0], False)
+            return self._made(self.calls[0], False)
         except Learnt as found:
             return self._knowing(found).sketch()
+
+    def _check_called(self) -> None:
+        if not self.calls:
+            raise TraceFailure(f"{type(self.module).__name__} is never called: its model may run its forward directly")
 
     def _knowing(self, found: Learnt) -> UnitTracer:
         return replace(self, known=self.known.with_(found.known), traced={})
 
     def _whole(self) -> fx.Graph:
-        graph = self._merged(self._distinct(), self._attentions())
+        graph = self._merged(self._distinct, self._attentions())
         for name in self._left_out():
             if self._matters(name):
-                default = _default(parameters(self.module)[name])
+                default = default_of(parameters(self.module)[name])
                 _check_default(graph, name, default, type(self.module).__name__)
         return graph
 
@@ -70,25 +76,27 @@ class UnitTracer:
         own = implementation(self.module)
         if own in (None, "eager"):
             return (own,)
-        eager = self._once(self.calls[0], False, "eager")
+        eager = self._made(self.calls[0], False, "eager")
         return ("eager", own) if _keys(eager) != _keys(self.sketch()) else (own,)
 
+    @cached_property
+    def _handed(self) -> frozenset[str]:
+        """The parameters that some calls leave out, and that are handed on unread."""
+        optional = [n for n in parameters(self.module) if {is_given(c, n) for c in self.calls} == {True, False}]
+        first = {n: next(c for c in self.calls if is_given(c, n)) for n in optional}
+        return frozenset(n for n in optional if self._handed_on(first[n], n))
+
+    @cached_property
     def _distinct(self) -> list[Call]:
         """The calls without those that only leave out parameters which are handed on unread."""
-        optional = [n for n in parameters(self.module) if {_given(c, n) for c in self.calls} == {True, False}]
-        first = {n: next(c for c in self.calls if _given(c, n)) for n in optional}
-        handed = {n for n in optional if self._handed_on(first[n], n)}
-        names = [self._names(c) for c in self.calls]
-        return [c for c, own in zip(self.calls, names, strict=True) if not any(own < n <= own | handed for n in names)]
-
-    def _names(self, call: Call) -> set[str]:
-        return {name for name in parameters(self.module) if _given(call, name)}
+        sizes = [(call, sizes_of(call)) for call in self.calls]
+        return [c for c, own in sizes if not any(gives_more(other, own, self._handed) for _, other in sizes)]
 
     def _handed_on(self, call: Call, name: str) -> bool:
         """Whether the forward does the same without this parameter, but for handing on None instead."""
         without = tuple(replace(r, named={k: v for k, v in r.named.items() if k != name}) for r in call)
         try:
-            one, other = self._once(call, False), self._trace(_arguments(self.module, without), False)
+            one, other = self._made(call, False), self._trace(arguments_of(self.module, without), False)
         except UNTRACEABLE:
             return False
         condition = f"{name} is not None"
@@ -98,30 +106,41 @@ class UnitTracer:
 
     def _merged(self, calls: Sequence[Call], attentions: tuple[str | None, ...]) -> fx.Graph:
         """Split at the first parameter that only some of the calls give, then at what was computed."""
-        for name in parameters(self.module):
-            sides = [[c for c in calls if _given(c, name) is given] for given in (True, False)]
+        for name in (n for n in parameters(self.module) if n not in self._handed):
+            sides = [[c for c in calls if is_given(c, name) is given] for given in (True, False)]
             if all(sides):
                 true, false = (self._merged(side, attentions) for side in sides)
                 return merge(true, false, f"{name} is not None")
         return merged_by_decisions([graph for call in calls for graph in self._branches(call, attentions)])
 
     def _branches(self, call: Call, attentions: tuple[str | None, ...]) -> list[fx.Graph]:
-        """The graph of one call, and of every other way through its branches on a dtype: examples have only one."""
-        return [self._call(call, attentions, way) for way in self._ways(call)]
+        """The graph of one call, and of every other way through its branches on a dtype: examples have only one.
 
-    def _ways(self, call: Call) -> list[Against]:
-        """Each way through the branches that the examples leave open; where one cannot be traced, its check stays."""
+        Where a mask of booleans cannot go another way, one that is added to the scores may.
+        """
+        ways, failed = self._ways(call)
+        graphs = [self._call(call, attentions, way) for way in ways]
+        added = with_added_masks(call) if failed else None
+        if added is not None:
+            with suppress(*UNTRACEABLE):
+                graphs.append(self._call(added, attentions, frozenset()))
+        return graphs
+
+    def _ways(self, call: Call) -> tuple[list[Against], bool]:
+        """Each way through the branches that the examples leave open; whether one cannot be traced: its check stays."""
         ways: list[Against] = [frozenset()]
-        sketches = {ways[0]: self._once(call, False)}
+        sketches, failed = {ways[0]: self._once(call, False)}, False
         asked = decisions(sketches[ways[0]], asks_dtype)
         for way in ways:
             for further in further_ways([*asked, *decisions(sketches[way], asks_value)], way):
-                with suppress(*UNTRACEABLE):
+                try:
                     sketches[further] = self._once(call, False, None, further)
                     ways.append(further)
+                except UNTRACEABLE:
+                    failed = True
             if len(ways) > 2**MOST:
-                return ways[:1]
-        return ways
+                return ways[:1], False
+        return ways, failed
 
     def _call(self, call: Call, attentions: tuple[str | None, ...], against: Against) -> fx.Graph:
         """The graph of one call, training or not, under each attention."""
@@ -129,16 +148,18 @@ class UnitTracer:
         for attention in attentions:
             train, evaluate = (self._once(call, training, attention, against) for training in (True, False))
             graphs.append(merge(train, evaluate, TRAINING))
+            for node in graphs[-1].nodes:
+                node.meta["handed"] = node.op == "placeholder" and node.target in self._handed
         return graphs[0] if len(graphs) == 1 else merge(graphs[0], graphs[1], EAGER)
 
     def _left_out(self) -> list[str]:
         """The parameters that no call gave, which tracing took for None."""
         named = (n for n, p in parameters(self.module).items() if p.kind is not inspect.Parameter.VAR_KEYWORD)
-        return [n for n in named if not any(_given(c, n) for c in self.calls)]
+        return [n for n in named if not any(is_given(c, n) for c in self.calls)]
 
     def _matters(self, name: str) -> bool:
         """Whether the forward would do something else if this parameter were given."""
-        seen = _arguments(self.module, self.calls[0])
+        seen = arguments_of(self.module, self.calls[0])
         given = [replace(a, points=(_Anything(), _Anything())) if a.name == name else a for a in seen]
         try:
             other = self._trace(given, False)
@@ -150,21 +171,31 @@ class UnitTracer:
     def _once(
         self, call: Call, training: bool, attention: str | None = None, against: Against = frozenset()
     ) -> fx.Graph:
+        """The trace of a call: what is a number in calls of more sizes stays one."""
+        return self._made(call, training, attention, against, self._varying(call))
+
+    def _varying(self, call: Call) -> Against:
+        """The keys of the numbers in calls that give what this one does in more sizes."""
+        wider = [other for other in self._distinct if varies_more(sizes_of(other), sizes_of(call))]
+        return frozenset(n.meta["key"] for other in wider for n in self._once(other, False).nodes if is_number(n))
+
+    def _made(
+        self, call: Call, training: bool, attention: str | None = None, against: Against = frozenset(),
+        varying: Against = frozenset(),
+    ) -> fx.Graph:  # fmt: skip
         """The trace of one of the unit's calls, made once."""
-        key = (call, training, attention or implementation(self.module), against)
+        key = (call, training, attention or implementation(self.module), against, varying)
         if key not in self.traced:
-            self.traced[key] = self._trace(_arguments(self.module, call), training, attention, against)
+            self.traced[key] = self._trace(arguments_of(self.module, call), training, attention, against, varying)
         return self.traced[key]
 
     def _trace(
-        self,
-        arguments: list[Argument],
-        training: bool,
-        attention: str | None = None,
-        against: Against = frozenset(),
-    ) -> fx.Graph:
+        self, arguments: list[Argument], training: bool, attention: str | None = None,
+        against: Against = frozenset(), varying: Against = frozenset(),
+    ) -> fx.Graph:  # fmt: skip
         """One trace; the decisions of `against` go the other way."""
-        tracer = Tracer(self.module, self.leaves, against, self.remembered[training, attention], self.known)
+        remembered = self.remembered[training, attention]
+        tracer = Tracer(self.module, self.leaves, against, remembered, self.known, varying)
         before = [(m, m.training) for m in self.module.modules()]
         self.module.train(training)
         try:
@@ -198,32 +229,6 @@ def _check_default(graph: fx.Graph, name: str, default: object, unit: str) -> No
     with graph.inserting_after(last):
         node = graph.call_function(assume, (f"{name} {other}", False, message))
     node.meta.update(key=("assume", name), names=[], scope=(), guard=(), value=(None, None))
-
-
-def _default(parameter: inspect.Parameter) -> object:
-    """What a parameter is when nobody gives it; None too where it has no default."""
-    return None if parameter.default is inspect.Parameter.empty else parameter.default
-
-
-def _given(call: Call, name: str) -> bool:
-    return all(r.named.get(name) is not None for r in call)
-
-
-def _arguments(module: nn.Module, call: Call) -> list[Argument]:
-    """The arguments of a recorded call."""
-    found = []
-    for name, parameter in parameters(module).items():
-        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            found.append(Argument(name, None, (dict(call[0].extra), dict(call[-1].extra)), "extra"))
-        elif not _given(call, name):
-            found.append(Argument(name, _default(parameter), None, _kind(parameter)))
-        else:
-            found.append(Argument(name, None, (call[0].named[name], call[-1].named[name]), _kind(parameter)))
-    return found
-
-
-def _kind(parameter: inspect.Parameter) -> str:
-    return "keyword" if parameter.kind is inspect.Parameter.KEYWORD_ONLY else "plain"
 
 
 def implementation(module: nn.Module) -> str | None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import fx, nn
 
 from peftc.emit.imports import arranged
+from peftc.emit.layout import wrapped
 from peftc.emit.literal import literal
 from peftc.emit.machinery import expand
 from peftc.emit.sources import paste
@@ -29,6 +30,20 @@ VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner) | st.lists(inner).map(tuple) | st.dictionaries(st.text(), inner),
 )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "mixed = (weights * normed.unflatten(-1, (count, size))).mean(dim=-2)", "row = table[first_long_name + second]",
+        "alone = (one_long_name_of_a_value,)", "called = function(of_one_long_argument_that_is_alone)",
+        "listed = [one_long_name_of_a_value + another]", "if not (one_long_condition and another_long_one): return",
+    ],
+)  # fmt: skip
+def test_a_broken_line_says_the_same(text: str) -> None:
+    lines = wrapped(text, 30)
+    assert len(lines) > 1
+    assert ast.dump(ast.parse("\n".join(lines))) == ast.dump(ast.parse(text))
 
 
 @given(st.lists(NAMES, unique=True))

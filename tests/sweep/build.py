@@ -72,6 +72,8 @@ WINDOWS = {
     "embed_dim": 16, "hidden_size": 32, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4, "image_size": 64,
     "patch_size": 4, "pretrained_window_sizes": [0, 0],
 }  # fmt: skip
+ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+TWICE_AS_WIDE = {"attention_hidden_size": 64, "attention_head_dim": 16}
 OVERRIDES: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1]},
     "big_bird": {"attention_type": "original_full"},  # what a short input turns it into, with modules of other classes
@@ -90,7 +92,24 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "lilt": {"hidden_size": 48},
     "mobilebert": {"intra_bottleneck_size": 32, "embedding_size": 32},
     "layoutlmv3": {"coordinate_size": 6, "shape_size": 4, "visual_embed": False},
-}
+    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0}},
+    "dots3_note_text": {"head_dim": 20},
+    "blt": {
+        "num_hidden_layers": 2, "encoder_config": {"hidden_size_global": 64},
+        "decoder_config": {"hidden_size_global": 64}, "global_config": {"hidden_size": 64, "head_dim": 16},
+    },
+    "cohere_compass_text": {"rope_parameters": {"full_attention": ROPE}},
+    "qwen4_exp_text": {
+        "indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 4,
+        "indexer_compress_ratio": 2, "hc_lowrank": 8,
+    },
+    "recurrent_gemma": {"num_hidden_layers": 3},
+    "zamba": {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2, **TWICE_AS_WIDE},
+    "zamba2": {
+        "num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2, "hybrid_layer_ids": [1, 3],
+        "n_mamba_heads": 8, **TWICE_AS_WIDE,
+    },
+}  # fmt: skip
 
 
 class Unbuilt(Exception):
@@ -174,7 +193,13 @@ def config_of(name: str) -> PreTrainedConfig:
     """The config of a type with everything small."""
     config: PreTrainedConfig = transformers.CONFIG_MAPPING[name]()
     shrink(config)
-    return type(config).from_dict({**_settled(config.to_dict()), **OVERRIDES.get(name, {})})
+    return type(config).from_dict(_overridden(_settled(config.to_dict()), OVERRIDES.get(name, {})))
+
+
+def _overridden(written: dict[str, Any], by: dict[str, Any]) -> dict[str, Any]:
+    """A written config with other values, those of its parts too."""
+    parts = {k: _overridden(written[k], v) for k, v in by.items() if isinstance(v, dict) and k in written}
+    return {**written, **by, **parts}
 
 
 def _settled(written: dict[str, Any]) -> dict[str, Any]:
@@ -249,7 +274,7 @@ def _scaled(config: PreTrainedConfig, name: str, value: Any) -> Any:
     usual = vars(config).get(name)
     if type(value) is not int or type(usual) is not int or not usual:
         return value
-    return max(1, _small(name, usual, grouped=True) * value // usual)
+    return max(1, _small(name, usual, _grouped(config)) * value // usual)
 
 
 def _first_of_each(rows: list[tuple[Any, ...]]) -> list[int]:

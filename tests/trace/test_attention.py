@@ -34,6 +34,14 @@ def test_parameters_that_are_always_given_one_tensor() -> None:
     assert alike([]) == {}
 
 
+def test_parameters_that_are_always_given_tensors_of_one_length() -> None:
+    """Queries, keys and values may be normed apart; another sequence has another length in some example."""
+    one, other, longer = (torch.empty(2, length, 4) for length in (7, 7, 9))
+    assert alike([(Recorded({"q": one, "k": other, "mask": torch.empty(2, 7)}, {}),)]) == {"k": "q"}
+    assert alike([(Recorded({"q": one, "k": longer}, {}),)]) == {}
+    assert alike([(Recorded({"q": one, "k": one.long()}, {}),)]) == {}
+
+
 class Routed(nn.Module):
     """Attention whose queries experts make, of stacked matrices: no one linear map does."""
 

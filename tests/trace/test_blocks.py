@@ -188,3 +188,22 @@ class Twice(nn.Module):
         x = x + self.wide(x)
         made: Tensor = x + self.narrow(x)
         return made
+
+
+class TwoStreams(nn.Module):
+    """One feed-forward for two streams, of which the first goes on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(WIDTH, 12), nn.Linear(12, WIDTH)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        beside = x.mean(1, keepdim=True)
+        x = x + self.down(functional.relu(self.up(x)))
+        return x, beside + self.down(functional.relu(self.up(beside)))
+
+
+def test_the_feed_forward_of_the_stream_that_goes_on() -> None:
+    found = sites(TwoStreams(), WIDTH)["ffn"]
+    assert isinstance(found, Sublayer)
+    assert (found.output, found.residual) == ("down", "x")

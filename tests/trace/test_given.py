@@ -1,0 +1,93 @@
+"""Calls of one module in several sizes: a token at a time, beside a cache that counts, with a mask handed on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from peftc.graph.branches import Guard
+from peftc.trace.calls import Recorded
+from peftc.trace.observed import Call
+from peftc.trace.probes import installed
+from peftc.trace.units import UnitTracer
+from peftc.trace.values import TraceFailure
+
+
+class Counter:
+    """A cache that has forgotten nothing yet."""
+
+    def forgotten(self) -> int:
+        return 0
+
+
+def masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    return x if mask is None or x.shape[1] == 1 else x * mask[..., None]
+
+
+class Step(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, cache: Counter | None = None) -> Tensor:
+        x = masked(self.first(x), mask)
+        if cache is None:
+            return x
+        return x.neg() if x.shape[1] == 1 else x + cache.forgotten()
+
+
+def call(*lengths: int, **given: Any) -> Call:
+    sizes = zip((2, 3), lengths, strict=True)
+    named = ({"x": torch.empty(*s, 4, device="meta"), "mask": torch.empty(s, device="meta")} for s in sizes)
+    return tuple(Recorded({**tensors, **given}, {}) for tensors in named)
+
+
+def traced(*calls: Call) -> fx.Graph:
+    with installed(lambda: True) as session:
+        return UnitTracer(Step().to("meta"), frozenset(), calls, session).graph()
+
+
+CALLS = (call(5, 7), call(5, 7, cache=Counter()), call(1, 1, cache=Counter(), mask=None))
+
+
+def test_a_module_that_is_never_called_is_refused() -> None:
+    with pytest.raises(TraceFailure, match="Step is never called"), installed(lambda: True) as session:
+        UnitTracer(Step(), frozenset(), (), session).sketch()
+
+
+def test_one_token_is_a_branch_of_its_own() -> None:
+    nodes = {node.name: node for node in traced(*CALLS).nodes}
+    assert nodes["neg"].meta["guard"] == (Guard("cache is not None", True), Guard(nodes["eq"], True))
+    assert Guard(nodes["eq"], False) in nodes["add"].meta["guard"]
+
+
+def test_a_mask_that_is_handed_on_makes_no_branch() -> None:
+    nodes = {node.name: node for node in traced(*CALLS).nodes}
+    assert nodes["masked"].args == (nodes["first"], nodes["mask"])
+    assert nodes["masked"].meta["guard"] == ()
+
+
+def test_what_a_cache_counts_is_no_constant() -> None:
+    nodes = {node.name: node for node in traced(*CALLS).nodes}
+    assert nodes["add"].args[1] is nodes["forgotten"]
+
+
+class Masking(nn.Module):
+    """Attention's mask is boolean, or added to the scores."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        if mask.dtype == torch.bool:
+            return x.masked_fill(~mask[..., None], 0)
+        return x + mask[..., None] * torch.finfo(mask.dtype).max
+
+
+def test_a_mask_of_the_other_kind_is_a_branch_too() -> None:
+    given = tuple(Recorded({**r.named, "mask": r.named["mask"].bool()}, {}) for r in call(5, 7))
+    with installed(lambda: True) as session:
+        graph = UnitTracer(Masking(), frozenset(), (given,), session).graph()
+    nodes = {node.name: node for node in graph.nodes}
+    assert nodes["masked_fill"].meta["guard"] == (Guard(nodes["eq"], True),)
+    assert nodes["add"].meta["guard"] == (Guard(nodes["eq"], False),)

@@ -114,6 +114,8 @@ class _Lines:
         true = inside.items(branch.if_true) + inside._assigned(branch, 1)
         false = inside.items(branch.if_false) + inside._assigned(branch, 2)
         condition = branch.condition if isinstance(branch.condition, str) else self.printer.value(branch.condition)
+        if not true and not false:
+            return []
         if not true:
             true, false, condition = false, [], negated(condition)
         if not false and (inner := _only_if(true)):

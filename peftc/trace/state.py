@@ -21,3 +21,8 @@ def restored(module: nn.Module, before: dict[str, Any]) -> list[str]:
         else:
             delattr(module, name)
     return written
+
+
+def is_stacked(module: nn.Module) -> bool:
+    """Whether a module holds the weights of many experts in one tensor: it routes by value, by one of many kernels."""
+    return any(p.dim() == 3 for p in module.parameters(recurse=False))

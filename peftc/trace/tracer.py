@@ -21,7 +21,7 @@ from peftc.trace.constants import constant, is_none
 from peftc.trace.extras import each_once, reads, wanted
 from peftc.trace.frames import caller, is_user, user_frames
 from peftc.trace.remembered import Remembered
-from peftc.trace.state import held, restored
+from peftc.trace.state import held, is_stacked, restored
 from peftc.trace.values import (
     EXTRA,
     Answer,
@@ -173,7 +173,7 @@ class Tracer(fx.proxy.TracerBase):
             return type(module).forward(module, *args, **kwargs)
         path = self.paths[module]
         stays = module in self.leaves or path in self.known.calls
-        if stays or not any(True for _ in module.children()) or _is_stacked(module):
+        if stays or not any(True for _ in module.children()) or is_stacked(module):
             return self.create_proxy("call_module", path, args, kwargs)
         return self._inlined(module, path, args, kwargs)
 
@@ -289,11 +289,6 @@ class Tracer(fx.proxy.TracerBase):
                     if type(value) is Value:
                         _prepend(value.node.meta["names"], name)
             walk = walk.f_back
-
-
-def _is_stacked(module: nn.Module) -> bool:
-    """Whether a module holds the weights of many experts in one tensor: it routes by value, by one of many kernels."""
-    return any(p.dim() == 3 for p in module.parameters(recurse=False))
 
 
 def _prepend(names: list[str], name: str) -> None:

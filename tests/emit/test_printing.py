@@ -14,12 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import fx, nn
 
+from peftc.emit.blocks import Body, Branch
+from peftc.emit.expressions import Globals, Printer
 from peftc.emit.imports import arranged
 from peftc.emit.layout import wrapped
 from peftc.emit.literal import literal
 from peftc.emit.machinery import expand
+from peftc.emit.names import Names
 from peftc.emit.sources import paste
-from peftc.emit.statements import forward
+from peftc.emit.statements import _Lines, forward
 from peftc.errors import Defect
 from peftc.graph.branches import Guard, assume, choose
 from peftc.report.patterns import compress, number
@@ -133,6 +136,12 @@ def test_a_value_is_checked_under_the_name_that_is_chosen_from_it() -> None:
         "        length = 0",
         "    return length",
     )
+
+
+def test_a_branch_that_does_nothing_is_not_printed() -> None:
+    graph = fx.Graph()
+    names = Names(graph, Body([], frozenset()), avoid=())
+    assert _Lines(Printer(lambda node: None, Globals({})), names).items([Branch("x is not None")]) == []
 
 
 def test_no_value_takes_the_name_of_a_parameter_that_is_yet_to_be_checked() -> None:

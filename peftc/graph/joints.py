@@ -11,7 +11,7 @@ from torch.fx.node import Argument
 
 from peftc import modules
 from peftc.graph import dataflow, slots
-from peftc.graph.sites import Attention, Copied, Written
+from peftc.graph.sites import PLAIN, TURNED, Attention, Copied, Written
 
 if TYPE_CHECKING:
     from peftc.graph.editor import Editor
@@ -59,8 +59,11 @@ def _join_products(edit: Editor, site: Attention, written: Written, tables: fx.N
         _resize(edit, view)
     for mask in map(edit.node, written.masks):
         _widen(edit, mask, tables)
-    own = edit.insert("call_function", modules.prefix_like, (value_table, value, written.heads, *_given(gate)), total)
-    longer = edit.insert("call_function", torch.cat, ((own, value), -2), total)
+    order, along = written.value_order, written.value_order.index(2)
+    states = _permuted(edit, value, _inverse(order), total)
+    own = edit.insert("call_function", modules.prefix_like, (value_table, states, written.heads, *_given(gate)), total)
+    learnt = _permuted(edit, own, order, total)
+    longer = edit.insert("call_function", torch.cat, ((learnt, value), along - len(order)), total)
     _instead(edit, total, value, longer, "value")
 
 
@@ -81,7 +84,12 @@ def _scores(edit: Editor, written: Written, table: fx.Node, gate: fx.Node | None
     """The scores of the learnt keys, as the softmax reads them."""
     product = edit.node(written.scores)
     *added, _, key = dataflow.tensors(product)
-    keys = edit.apply("prefix_like", table, key, written.heads, *_given(gate), turned=True)
+    if written.key_order == TURNED:
+        keys = edit.apply("prefix_like", table, key, written.heads, *_given(gate), turned=True)
+    else:
+        states = _permuted(edit, key, _inverse(written.key_order))
+        own = edit.apply("prefix_like", table, states, written.heads, *_given(gate))
+        keys = _permuted(edit, own, written.key_order)
     nothing = {bias: edit.insert("call_method", "new_zeros", (bias, 1)) for bias in added}
     copies = {product.name: edit.again(product, {key: keys, **nothing})}
     for step in written.copied:
@@ -106,6 +114,14 @@ def _own_bias(edit: Editor, node: fx.Node, step: Copied) -> fx.Node:
     own = edit.insert("call_method", "transpose", (last, -1, -2), node)
     own.meta["names"] = ["prefix_bias"]
     return own
+
+
+def _permuted(edit: Editor, node: fx.Node, order: tuple[int, ...], before: fx.Node | None = None) -> fx.Node:
+    return node if order == PLAIN else edit.insert("call_method", "permute", (node, *order), before)
+
+
+def _inverse(order: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(order.index(axis) for axis in range(len(order)))
 
 
 def _resize(edit: Editor, view: fx.Node, like: fx.Node | None = None) -> None:

@@ -58,6 +58,9 @@ class Copied:
     bias: str | None = None
 
 
+PLAIN, TURNED = (0, 1, 2, 3), (0, 1, 3, 2)
+
+
 @dataclass(frozen=True)
 class Written:
     """An attention that is written out: `scores` is query times key, with `heads` of the widths of one head.
@@ -65,6 +68,7 @@ class Written:
     `copied` leads from the scores to the softmax, without what masks or biases single keys; what comes out there is
     the copy of `last`.  `views` are those of the weights that name the number of keys, `masks` fill some weights.
     `turned`: the attention's input is (length, batch, …).
+    The products take keys and values as (batch, heads, length, width), their axes permuted by these orders.
     """
 
     scores: str
@@ -77,6 +81,8 @@ class Written:
     views: tuple[str, ...] = ()
     masks: tuple[str, ...] = ()
     turned: bool = False
+    key_order: tuple[int, ...] = TURNED
+    value_order: tuple[int, ...] = PLAIN
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ import torch
 from torch import fx
 
 from peftc.graph import dataflow
+from peftc.graph.sites import PLAIN, TURNED
+from peftc.trace.einsums import Layout, is_einsum, layout
 
 PER_KEY = frozenset({"add", "iadd", "add_", "mul", "imul", "mul_"})  # with one number for each key they mask or bias it
 SCALING = frozenset({
@@ -16,10 +18,20 @@ SCALING = frozenset({
 }) | PER_KEY  # fmt: skip
 
 
-def heads_of(key: fx.Node, value: fx.Node, batch: tuple[int, ...]) -> int | None:
-    """The heads of both keys and values, where there are as many examples as this; None where they lie otherwise."""
-    heads, others = (_heads(operand, batch) for operand in (key, value))
-    return heads if heads == others else None
+def layouts(
+    scores: fx.Node, key: fx.Node, total: fx.Node, value: fx.Node, batch: tuple[int, ...]
+) -> tuple[Layout, Layout] | None:
+    """How the products take keys and values of so many examples; None where they lie otherwise."""
+    keys, values = _layout(scores, key, batch, keys=True), _layout(total, value, batch, keys=False)
+    return (keys, values) if keys and values and keys.heads == values.heads else None
+
+
+def _layout(product: fx.Node, operand: fx.Node, batch: tuple[int, ...], *, keys: bool) -> Layout | None:
+    """As an einsum says, or as every other product takes its operands."""
+    if is_einsum(product):
+        return layout(product, operand, batch, keys)
+    heads, width = _heads(operand, batch), _dims(operand)[-2 if keys else -1]
+    return Layout(TURNED if keys else PLAIN, heads, width) if heads is not None else None
 
 
 def _heads(operand: fx.Node, batch: tuple[int, ...]) -> int | None:

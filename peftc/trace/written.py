@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import fx, nn
@@ -12,10 +13,10 @@ from torch import fx, nn
 from peftc.graph import dataflow
 from peftc.graph.branches import choose
 from peftc.graph.sites import Copied, Written
-from peftc.trace.operands import PER_KEY, SCALING, heads_of
+from peftc.trace.operands import PER_KEY, SCALING, layouts
+from peftc.trace.products import is_any_softmax, is_product, is_softmax, over_keys
 from peftc.trace.views import View
 
-PRODUCTS = frozenset({"matmul", "bmm", "baddbmm", "einsum", "__matmul__"})
 ADDING = frozenset({"add", "iadd", "add_"})
 REDUCING = frozenset({"amax", "amin"})
 MASKING = frozenset({"where", "masked_fill", "masked_fill_"})
@@ -40,7 +41,7 @@ def attentions(view: View) -> Iterator[Found]:
         return is_product(view, node)
 
     for node in view.graph.nodes:
-        sums = dataflow.downstream(view.flow, node, product) if _is_softmax(view, node) else []
+        sums = dataflow.downstream(view.flow, node, product) if is_softmax(view, node) else []
         if len(sums) != 1:
             continue
         weights, *value = dataflow.tensors(sums[0])[-2:]
@@ -58,13 +59,6 @@ def _one_input(view: View, *factors: fx.Node) -> bool:
     return len(linears) >= len(factors) and len({view.alike.get(name, name) for name in inputs}) == 1
 
 
-def is_product(view: View, node: fx.Node) -> bool:
-    """A matrix product, by a function or by a module that does nothing else."""
-    if node.op == "call_module":
-        return _multiplies(view, node)
-    return dataflow.name_of(node) in PRODUCTS
-
-
 def joint(view: View, found: Found, x: fx.Node, causal: bool) -> Written | str:
     """How learnt keys and values join an attention whose input is x; or a sentence that says why they cannot.
 
@@ -75,14 +69,14 @@ def joint(view: View, found: Found, x: fx.Node, causal: bool) -> Written | str:
 
 
 def _joint(view: View, found: Found, x: fx.Node, causal: bool) -> Written | str:
-    if "einsum" in (dataflow.name_of(found.scores), dataflow.name_of(found.total)):
-        return "they are einsums"
-    by_axis = [heads_of(found.key, found.value, tuple(v.shape[axis] for v in x.meta["value"])) for axis in (0, 1)]
-    heads = by_axis[0] or by_axis[1]
-    if heads is None:
+    batches = [tuple(value.shape[axis] for value in x.meta["value"]) for axis in (0, 1)]
+    by_axis = [layouts(found.scores, found.key, found.total, found.value, batch) for batch in batches]
+    if (both := by_axis[0] or by_axis[1]) is None:
         return "its keys and values are not (batch, heads, …) in both of its products"
-    if not _over_keys(view, found.softmax):
+    if not over_keys(view, found.softmax):
         return "its softmax is not over the last axis"
+    if _weighed_again(view, found):
+        return "another softmax weighs its keys too"
     chain = _Chain(view, found.scores, causal)
     weights = _weights(view, found)
     reasons = [*map(chain.take, dataflow.between(view.flow, found.scores, found.softmax)[1:-1])]
@@ -90,14 +84,24 @@ def _joint(view: View, found: Found, x: fx.Node, causal: bool) -> Written | str:
     masks = tuple(node.name for node in weights if _masks(node, {found.softmax, *weights}))
     if reason := next(filter(None, reasons), None):
         return reason
-    key, value = (operand.meta["value"][0].shape for operand in (found.key, found.value))
+    keys, values = both
     last = chain.images[found.softmax.all_input_nodes[0]]
     views = tuple(node.name for node in weights if _names_keys(node) and -1 not in node.args[-1:])
-    widths = (key[-2], value[-1])
     return Written(
-        found.scores.name, found.softmax.name, heads, *widths, tuple(chain.copied), last.name, views, masks,
-        turned=by_axis[0] is None,
+        found.scores.name, found.softmax.name, keys.heads, keys.width, values.width, tuple(chain.copied), last.name,
+        views, masks, by_axis[0] is None, keys.order, values.order,
     )  # fmt: skip
+
+
+def _weighed_again(view: View, found: Found) -> bool:
+    """Whether what is made for the keys alone goes into the scores of another softmax."""
+    before = view.flow.reverse(copy=False)
+    others = dataflow.reached(before, found.query) | dataflow.reached(before, found.value)
+    for linear in dataflow.upstream(view.flow, found.key, view.is_linear):
+        own = [node for node in dataflow.between(view.flow, linear, found.key) if node not in others]
+        if any(dataflow.downstream(view.flow, node, partial(is_any_softmax, view)) != [found.softmax] for node in own):
+            return True
+    return False
 
 
 def _weights(view: View, found: Found) -> list[fx.Node]:
@@ -230,28 +234,3 @@ def _untold(node: fx.Node) -> dict[fx.Node, int]:
     sizes = list(node.args[1:])
     last = sizes[-1] if _names_keys(node) else None
     return {last: -1} if isinstance(last, fx.Node) and sizes.count(last) == 1 and -1 not in sizes else {}
-
-
-def _is_softmax(view: View, node: fx.Node) -> bool:
-    module = view.called(node)
-    named = isinstance(module, nn.Softmax) if module else dataflow.name_of(node) == "softmax"
-    value = node.meta.get("value", (None,))[0]
-    return named and isinstance(value, torch.Tensor) and value.dim() in (3, 4)
-
-
-def _over_keys(view: View, node: fx.Node) -> bool:
-    module = view.called(node)
-    dim = module.dim if isinstance(module, nn.Softmax) else node.kwargs.get("dim", *node.args[1:2])
-    return dim in (-1, node.meta["value"][0].dim() - 1)
-
-
-def _multiplies(view: View, node: fx.Node) -> bool:
-    """Whether a childless module without parameters is the matrix product of its two arguments."""
-    module = view.called(node)
-    if module is None or len(node.args) != 2 or next(module.parameters(), None) is not None or any(module.children()):
-        return False
-    shapes = [a.meta["value"][0].shape for a in dataflow.tensors(node)]
-    if len(shapes) != 2 or any(len(shape) not in (3, 4) for shape in shapes) or shapes[0][-1] != shapes[1][-2]:
-        return False
-    one, other = (torch.linspace(-1, 1, shape.numel(), device="cpu").view(shape) for shape in shapes)
-    return torch.allclose(module(one, other), torch.matmul(one, other))

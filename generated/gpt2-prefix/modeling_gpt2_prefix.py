@@ -148,7 +148,7 @@ class GPT2Attention(base.GPT2Attention):
             )
         if past_key_values is not None and isinstance(past_key_values, EncoderDecoderCache):
             raise ValueError(
-                "recompile GPT2Attention for inputs of this kind: isinstance(past_key_values, EncoderDecoderCache)"
+                "GPT2Attention is not compiled for such inputs: isinstance(past_key_values, EncoderDecoderCache)"
             )
         query_states, key_states, value_states = self.c_attn(hidden_states).split(self.split_size, dim=2)
         shape = key_states.shape[:-1]

@@ -118,6 +118,8 @@ class _Lines:
             return []
         if not true:
             true, false, condition = false, [], negated(condition)
+        if not true:
+            return []  # each side has the value under its name already
         if not false and (inner := _only_if(true)):
             return [f"if {condition} and {inner}:", *true[1:]]
         lines = [f"if {condition}:", *indented(true)]

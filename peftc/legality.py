@@ -17,6 +17,7 @@ def check(entries: Sequence[tuple[Entry, tuple[Spot, ...]]]) -> None:
         _check_gate_of_selective(entry)
         for spot in spots:
             check_refusal(entry, spot)
+            _check_called_again(entry, spot)
         if all(entry.method.refusal(spot.site) is None for spot in spots):
             _check_gate(entry, spots)
             _check_layer_gate(entry, spots)
@@ -29,6 +30,18 @@ def check_refusal(entry: Entry, spot: Spot) -> None:
     if reason is not None:
         message, hint = said(reason)
         entry.refuse_once(message, *spot.word, hint=hint)
+
+
+def _check_called_again(entry: Entry, spot: Spot) -> None:
+    """A linear that its unit calls several times is changed at every call: as a whole, and by the same number."""
+    gate = entry.method.gate
+    if not isinstance(spot.site, Projection) or not spot.site.again:
+        return
+    called = f"{spot.unit.name} calls {spot.site.module} {len(spot.site.again) + 1} times"
+    if spot.site.rows is not None:
+        entry.refuse_once(f"{called}, and {spot.site.name} is a part of it", *spot.word, hint="name another site")
+    if gate is not None and gate.reads:
+        entry.refuse_once(f"{called}: a {gate.kind} gate reads the x of one", "gate", hint="use a constant gate")
 
 
 def _check_gate_of_selective(entry: Entry) -> None:

@@ -18,7 +18,7 @@ class Projection:
     projection is not fused).  `rows` are the part's rows of W in the order of `output`'s features; None means all.
     Where `output` is not (batch, length, outputs), it is that with the features unflattened to `dims` and all axes
     permuted by `order`: the heads of an interleaved projection; `ones` are axes of one entry that it does not have.
-    `flat`: batch and length are one axis.
+    `flat`: batch and length are one axis.  `again`: the nodes that call the module beside `node`.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Projection:
     flat: bool = False
     causal: bool = False
     mask: str | None = None
+    again: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import fx
 
 from peftc.graph.editor import Editor, Gating
-from peftc.graph.sites import Trace
+from peftc.graph.sites import Projection, Site, Trace
 from peftc.methods.base import ModuleCall
 from peftc.plan import PlacedGate, PlacedShared, Placement, Plan
 from peftc.rewrite.passes import copied
@@ -58,12 +58,20 @@ def _edited(plan: Plan, body: Body, path: str) -> Edited:
     calls: dict[str, ModuleCall] = {}
     for placement in placements:
         gating = _gating(placement, gates.get(id(placement)))
-        with editor.at(placement.site, placement.name, placement.method.method, gating):
-            placement.method.rewrite(placement.site, editor)
+        for site in _calls(placement.site):
+            with editor.at(site, placement.name, placement.method.method, gating):
+                placement.method.rewrite(site, editor)
         calls |= {n: c for n, c in editor.additions.items() if n not in calls}
         if id(placement) in shared:
             calls[placement.name] = _sliced(calls[placement.name], *shared[id(placement)])
     return Edited(path, graph, calls, placements)
+
+
+def _calls(site: Site) -> Iterator[Site]:
+    """The site at every call of its module."""
+    yield site
+    if isinstance(site, Projection):
+        yield from (replace(site, node=node, output=node, again=()) for node in site.again)
 
 
 def _gating(placement: Placement, gate: PlacedGate | None) -> Gating | None:

@@ -86,12 +86,14 @@ def projection(view: View, node: fx.Node, way: list[fx.Node]) -> Projection:
     assert sizes is not None
     held = dataflow.features(way, sizes[1])
     whole = len(held.rows) == sizes[1]
+    again = (n.name for n in view.graph.nodes if n is not node and (n.op, n.target) == (node.op, node.target))
     return Projection(
         name="", module=str(node.target), node=node.name, output=node.name if whole else held.node.name,
         inputs=sizes[0], outputs=len(held.rows), rows=None if whole else held.rows,
         dims=() if whole else held.dims, order=() if whole else held.order, ones=() if whole else held.ones,
         bias=getattr(module, "bias", None) is not None,
         transposed=not isinstance(module, nn.Linear) and tuple(module.weight.shape) == sizes, flat=is_flat(node),
+        again=tuple(again),
     )  # fmt: skip
 
 

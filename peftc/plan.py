@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from peftc import legality
@@ -96,7 +96,7 @@ def resolve(spec: Spec, trace: Trace) -> Plan:
         gates=_gates(placements, attributes),
         shared=_shared(placements, trace, attributes),
         selections=(*selections, *([Selection(None, "train", parts)] if parts else ())),
-        notes=_notes(spec),
+        notes=(*_notes(spec), *_no_layers(trace)),
         hash="",
     )
     return replace(plan, hash=plan_hash(plan))
@@ -202,3 +202,14 @@ def _shared(placements: Sequence[Placement], trace: Trace, attributes: Attribute
 def _notes(spec: Spec) -> tuple[str, ...]:
     methods = sorted(spec.methods, key=lambda m: (rank(m), settings(m)))
     return tuple(dict.fromkeys(note for method in methods for note in method.notes()))
+
+
+def _no_layers(trace: Trace) -> Iterator[str]:
+    """The blocks that stand among the layers of a tower and are none, since they do not attend."""
+    layers = tuple(layer.path for layer in trace.layers)
+    for owner in dict.fromkeys(path.rpartition(".")[0] for path in layers):
+        blocks = [name for name, _ in trace.model.get_submodule(owner).named_children()]
+        others = [name for name in blocks if f"{owner}.{name}" not in layers]
+        if others and len(others) < len(blocks):
+            counted = "layers: counts the others, modules: reaches what is in them"
+            yield f"{owner}: {', '.join(others)} do not attend and are no layers; {counted}"

@@ -8,12 +8,15 @@ from itertools import permutations
 from typing import Any
 
 import pytest
+import torch
 
 from peftc.errors import PeftcError
 from peftc.graph.sites import Trace
 from peftc.plan import Plan, resolve
 from peftc.spec.load import loads
+from peftc.trace import trace_model
 from tests.byhand import WIDTH, by_hand, fused
+from tests.trace.nets import Block, Net
 
 LORA = "{method: lora, gate: {kind: sequence, scope: layer}}"
 PREFIX = "{method: prefix, reparametrize: {hidden: 16}, gate: sequence}"
@@ -85,6 +88,22 @@ def test_a_name_stands_for_one_entry_in_every_layer() -> None:
     assert found == {(1, "ffn_adapter"): 1, **{(layer, "ffn_adapter_2"): 0 for layer in range(4)}}
     apart = planned(["{method: adapter, bottleneck: 3, layers: 0-1}", "{method: adapter, bottleneck: 2, layers: 2-}"])
     assert {placement.name for placement in apart.placements} == {"ffn_adapter"}
+
+
+class Feeding(Block):
+    """A block that does not attend."""
+
+    def forward(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        result: torch.Tensor = x + self.down(torch.relu(self.up(x)))
+        return result
+
+
+def test_blocks_that_are_no_layers_are_named() -> None:
+    trace = trace_model(Net([Feeding(), Block(), Feeding(), Block()]))
+    plan = planned(["{method: adapter, bottleneck: 2}"], trace)
+    assert [placement.path for placement in plan.placements] == ["blocks.1", "blocks.3"]
+    assert [note for note in plan.notes if "blocks: 0, 2 do not attend" in note]
+    assert not planned(["{method: adapter, bottleneck: 2}"], trace_model(Net([Block(), Block()]))).notes
 
 
 def test_parts_of_a_fused_projection_go_by_their_names() -> None:

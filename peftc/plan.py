@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from torch import nn
+
 from peftc import legality
 from peftc.attributes import Attributes, numbers
 from peftc.errors import Problem, raise_all
@@ -12,7 +14,7 @@ from peftc.graph.sites import Layer, Site, Trace, Unit
 from peftc.identity import plan_hash, rank, settings
 from peftc.methods.base import Cost, Method, ModuleCall, SharedModule
 from peftc.selection import chosen, trained_parts
-from peftc.selectors import Entry, Spot
+from peftc.selectors import Entry, Spot, within
 from peftc.spec.schema import Spec
 
 
@@ -205,11 +207,18 @@ def _notes(spec: Spec) -> tuple[str, ...]:
 
 
 def _no_layers(trace: Trace) -> Iterator[str]:
-    """The blocks that stand among the layers of a tower and are none, since they do not attend."""
-    layers = tuple(layer.path for layer in trace.layers)
-    for owner in dict.fromkeys(path.rpartition(".")[0] for path in layers):
-        blocks = [name for name, _ in trace.model.get_submodule(owner).named_children()]
-        others = [name for name in blocks if f"{owner}.{name}" not in layers]
-        if others and len(others) < len(blocks):
-            counted = "layers: counts the others, modules: reaches what is in them"
-            yield f"{owner}: {', '.join(others)} do not attend and are no layers; {counted}"
+    """The repeated blocks in which no attention was found: they are no layers, and no site is in them."""
+    taken = [path for layer in trace.layers for path in layer.paths]
+    for name, module in trace.model.named_modules():
+        if not isinstance(module, nn.ModuleList) or any(within(name, path) for path in taken):
+            continue
+        blocks = {child: f"{name}.{child}" for child, block in module.named_children() if _is_block(block)}
+        others = [child for child, path in blocks.items() if not any(within(layer, path) for layer in taken)]
+        if others:
+            taken += [blocks[child] for child in others]
+            yield f"{name}: no attention was found in {', '.join(others)}: no layers; modules: reaches them"
+
+
+def _is_block(module: nn.Module) -> bool:
+    """Whether a module is made of others, with a linear map among them."""
+    return any(True for _ in module.children()) and any(isinstance(m, nn.Linear) for m in module.modules())

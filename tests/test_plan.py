@@ -102,7 +102,7 @@ def test_blocks_that_are_no_layers_are_named() -> None:
     trace = trace_model(Net([Feeding(), Block(), Feeding(), Block()]))
     plan = planned(["{method: adapter, bottleneck: 2}"], trace)
     assert [placement.path for placement in plan.placements] == ["blocks.1", "blocks.3"]
-    assert [note for note in plan.notes if "blocks: 0, 2 do not attend" in note]
+    assert [note for note in plan.notes if "blocks: no attention was found in 0, 2" in note]
     assert not planned(["{method: adapter, bottleneck: 2}"], trace_model(Net([Block(), Block()]))).notes
 
 

@@ -18,7 +18,8 @@ class Projection:
     projection is not fused).  `rows` are the part's rows of W in the order of `output`'s features; None means all.
     Where `output` is not (batch, length, outputs), it is that with the features unflattened to `dims` and all axes
     permuted by `order`: the heads of an interleaved projection; `ones` are axes of one entry that it does not have.
-    `flat`: batch and length are one axis.  `again`: the nodes that call the module beside `node`.
+    `flat`: batch and length are one axis; `turned`: the length stands before the batch.  `again`: the nodes
+    that call the module beside `node`.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Projection:
     bias: bool = False
     transposed: bool = False
     flat: bool = False
+    turned: bool = False
     causal: bool = False
     mask: str | None = None
     again: tuple[str, ...] = ()
@@ -119,7 +121,8 @@ class Sublayer:
     """A tensor `output` that joins a `residual` (in the node `sum`): the attention's or the feed-forward's output.
 
     `norm` is the norm that reads the sum and nothing else does (post-norm), or None; `input` is the sublayer's input x.
-    `flat`: in all of them batch and length are one axis.  Of a sublayer that is a unit of its own, both lie outside.
+    `flat`: in all of them batch and length are one axis; `turned`: the length stands before the batch.  Of a sublayer
+    that is a unit of its own, residual and sum lie outside.
     """
 
     name: str
@@ -130,6 +133,7 @@ class Sublayer:
     input: str
     width: int
     flat: bool = False
+    turned: bool = False
     causal: bool = False
     mask: str | None = None
 

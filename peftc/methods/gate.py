@@ -52,7 +52,7 @@ class Gate(BaseModel):
                 f"{site.name} has batch and length in one axis, where a {self.kind} gate of scope {self.scope} cannot "
                 "tell the examples apart: use a constant gate, or a token gate of scope site"
             )
-        if isinstance(site, Attention) and isinstance(site.written, Written) and site.written.turned and self._mixes:
+        if self._mixes and _is_turned(site):
             return f"the input of {site.name} has its length before its batch: use a constant gate"
         if self.kind in ("token", "constant"):
             return None
@@ -76,3 +76,10 @@ class Gate(BaseModel):
             return Cost(1, 1)
         rows = members if self.kind == "central" else 1
         return Cost(rows * (width + 1), rows * (width + 1))
+
+
+def _is_turned(site: Site) -> bool:
+    """Whether the length of what a gate would read stands before the batch."""
+    if isinstance(site, Attention):
+        return isinstance(site.written, Written) and site.written.turned
+    return isinstance(site, Projection | Sublayer) and site.turned

@@ -19,6 +19,7 @@ from peftc.trace.views import (
     find,
     is_flat,
     is_norm,
+    is_turned,
     output_projection,
     parameter_behind,
     projection,
@@ -69,7 +70,7 @@ def feed_sites(view: View, causal: bool) -> list[Site]:
         return []
     ffn = Sublayer(
         name="ffn", output=returned.name, residual=None, sum=None, norm=None, input=x.name, width=width_of(returned),
-        flat=is_flat(returned),
+        flat=is_flat(returned), turned=is_turned(returned),
     )  # fmt: skip
     return [*(replace(site, causal=causal) for site in projections), replace(ffn, causal=causal)]
 
@@ -142,7 +143,7 @@ def _made(view: View, total: fx.Node, output: fx.Node, x: fx.Node, name: str) ->
     residual = next(a for a in operands(total) if a is not output)
     return Sublayer(
         name=name, output=output.name, residual=residual.name, sum=total.name, norm=_post_norm(view, total),
-        input=x.name, width=width_of(output), flat=is_flat(output),
+        input=x.name, width=width_of(output), flat=is_flat(output), turned=is_turned(output),
     )  # fmt: skip
 
 

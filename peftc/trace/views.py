@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from peftc.graph import dataflow
 from peftc.graph.sites import Projection
+from peftc.trace.feeds import POINTS
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +94,7 @@ def projection(view: View, node: fx.Node, way: list[fx.Node]) -> Projection:
         dims=() if whole else held.dims, order=() if whole else held.order, ones=() if whole else held.ones,
         bias=getattr(module, "bias", None) is not None,
         transposed=not isinstance(module, nn.Linear) and tuple(module.weight.shape) == sizes, flat=is_flat(node),
-        again=tuple(again),
+        turned=is_turned(node), again=tuple(again),
     )  # fmt: skip
 
 
@@ -125,6 +126,15 @@ def is_flat(node: fx.Node) -> bool:
     """Whether batch and length are one axis."""
     value = node.meta["value"][0]
     return isinstance(value, torch.Tensor) and value.dim() == 2
+
+
+def is_turned(node: fx.Node) -> bool:
+    """Whether the length stands before the batch."""
+    values = node.meta["value"]
+    if not all(isinstance(value, torch.Tensor) and value.dim() > 2 for value in values):
+        return False
+    first, second = ([value.shape[axis] for value in values] for axis in (0, 1))
+    return first != second == [point.batch for point in POINTS]
 
 
 def parameter_behind(view: View, node: fx.Node | None) -> str | None:

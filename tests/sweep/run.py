@@ -19,7 +19,7 @@ from tests.sweep import build, laws, peers
 from tests.sweep.inputs import inputs_of
 from tests.sweep.registry import Type
 
-SECONDS, WAIT, BYTES = 90, 400, 8 * 2**30  # of its own work; of the clock; of memory
+SECONDS, WAIT, BYTES = 180, 600, 8 * 2**30  # of its own work; of the clock; of memory
 Row = dict[str, Any]
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from peftc.graph.branches import assume, enter, leave
+from peftc.trace.nested import tensors_in
 from peftc.trace.values import Point, is_plain
 
 LIMITS = (torch.finfo, torch.iinfo)
@@ -41,3 +42,9 @@ def _counted(target: Any, args: tuple[Any, ...]) -> bool:
 def is_none(node: fx.Node) -> bool:
     """Whether a node gives None at both points."""
     return all(point is None for point in node.meta["value"])
+
+
+def is_cut(node: fx.Node) -> bool:
+    """Whether a node computes floats without gradients; indices have none anyway."""
+    floats = any(tensor.is_floating_point() for tensor in tensors_in(node.meta["value"]))
+    return floats and node.meta.get("grad", True) is False

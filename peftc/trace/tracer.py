@@ -17,7 +17,7 @@ from torch import fx, nn
 
 from peftc.graph.branches import SelfReference, assume, enter, inputs, leave
 from peftc.trace.absent import absent
-from peftc.trace.constants import constant, is_none
+from peftc.trace.constants import constant, is_cut, is_none
 from peftc.trace.extras import each_once, reads, wanted
 from peftc.trace.frames import caller, is_user, user_frames
 from peftc.trace.remembered import Remembered
@@ -80,7 +80,7 @@ class Tracer(fx.proxy.TracerBase):
         result = type(self.unit).forward(self.unit, *positional, **keywords)
         self._note_names(sys._getframe(), result)
         output = self.graph.output(self.create_arg(result))
-        if any(n.meta.get("grad", True) is False for n in output.all_input_nodes) and torch.is_grad_enabled():
+        if any(map(is_cut, output.all_input_nodes)) and torch.is_grad_enabled():
             fail("it turns off the gradients of what it returns")
         if isinstance(result, tuple) and type(result) not in (tuple, Value):
             fail(f"it returns a {type(result).__name__}")

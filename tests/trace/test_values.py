@@ -105,6 +105,19 @@ def test_what_an_emitted_forward_would_lose_is_refused(module: nn.Module, said: 
         seen(module, 4)
 
 
+class Choosing(nn.Module):
+    """Returns indices that were chosen without gradients."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.no_grad():
+            chosen = x.argmax(-1)
+        return x * 2, chosen
+
+
+def test_indices_have_no_gradients_to_lose() -> None:
+    assert [node.target for node in seen(Choosing(), 4).graph.nodes if node.op == "call_method"] == ["argmax"]
+
+
 class Splitting(nn.Module):
     def forward(self, x: torch.Tensor) -> Any:
         return x.chunk(2, -1)

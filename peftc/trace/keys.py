@@ -33,7 +33,8 @@ def dead_keys(base: Base) -> list[tuple[str, str]]:
         return []
     default = AutoConfig.for_model(str(written["model_type"]))
     known = {*default.to_dict(), *default.attribute_map, "num_labels"}
-    unknown = [key for key in written if key not in known and key not in GenerationConfig().to_dict()]
+    accepted = known | GenerationConfig().to_dict().keys()
+    unknown = [key for key in written if key not in accepted]
     source = "\n".join(_sources(default)) if unknown else ""
     dead = [key for key in unknown if not (_is_read(key, source) or _changes(key, written))]
     return [(key, next(iter(get_close_matches(key, known, 1)), "")) for key in dead]

@@ -48,9 +48,10 @@ class Observed:
 def observe(model: nn.Module) -> Observed:
     """Run the model on the meta device in every scenario that it has."""
     recordings, alike, before = {}, twins(model), classes(model)
-    points = _points(model, alike)
+    points, pair = _examples(model, alike)
     for scenario in SCENARIOS:
-        pair = tuple(_recorded(model, scenario, point, alike) for point in points)
+        if scenario is not SCENARIOS[0]:
+            pair = tuple(_recorded(model, scenario, point, alike) for point in points)
         if all(pair):
             recordings[scenario] = tuple(r for r in pair if r is not None)
     pairs = ((path, before.get(path), now) for path, now in classes(model).items())
@@ -75,17 +76,18 @@ def _is_own(error: BaseException) -> bool:
     return str(frame.f_globals["__name__"]).partition(".")[0] == __name__.partition(".")[0]
 
 
-def _points(model: nn.Module, alike: Twins) -> tuple[Point, Point]:
-    """The example points, further apart for a model of text that pads both to the same length."""
-    if not all(i.is_ids for i in feed(model).inputs):
-        return POINTS
+def _examples(model: nn.Module, alike: Twins) -> tuple[tuple[Point, Point], tuple[Recording | None, ...]]:
+    """The example points, further apart for a model of text that pads both to the same length; the first scenario's
+    recordings at them.
+    """
     first = _recorded(model, SCENARIOS[0], POINTS[0], alike)
-    for factor in FURTHER:
+    for factor in FURTHER if all(i.is_ids for i in feed(model).inputs) else ():
         second = replace(POINTS[1], length=POINTS[1].length * factor, source=POINTS[1].source * factor)
         with suppress(*REFUSALS):
-            if _differ(first, record(model, SCENARIOS[0], second, alike)):
-                return POINTS[0], second
-    return POINTS
+            other = record(model, SCENARIOS[0], second, alike)
+            if _differ(first, other):
+                return (POINTS[0], second), (first, other)
+    return POINTS, (first, _recorded(model, SCENARIOS[0], POINTS[1], alike))
 
 
 def _differ(one: Recording | None, other: Recording | None) -> bool:

@@ -64,7 +64,7 @@ def module_source(
         arranged(_imports(pasted, forwards.values(), names)),
         _facts(program, basis, names),
         _own("guard"),
-        "check_sources(SOURCES)",
+        *(() if heading is NOTHING else ("check_sources(SOURCES)",)),
         *(_plain(piece.text) for piece in pasted.pieces),
         *(class_text(u, _name(u.body.unit.base, names), forwards[u.body.name].lines, shared) for u in units),
         _places(program, units, auto_classes, config),

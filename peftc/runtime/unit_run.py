@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
@@ -50,6 +50,7 @@ class UnitRun:
     module: nn.Module
     calls: Sequence[tuple[str, Recorded]]
     left: int
+    drawn: dict[tuple[str, torch.Size], torch.Tensor] = field(default_factory=dict)
 
     @classmethod
     def at(cls, program: Program, body: Body, path: str, found: Recordings) -> UnitRun:
@@ -152,9 +153,20 @@ class UnitRun:
         before = set(module._modules)
         module.attach(owner, dict(_numbers(says))[self.path])
         for name in [n for n in module._modules if n not in before]:
-            _initialise(module.get_submodule(name), says)
-        _initialise(owner, says)
+            self._initialise(name, module.get_submodule(name), says)
+        self._initialise("", owner, says)
         return module.to(case.dtype).train(case.training), owner.to(case.dtype)
+
+    @torch.no_grad()
+    def _initialise(self, addition: str, owner: nn.Module, emitted: Any) -> None:
+        """First values, drawn once for all cases."""
+        for path, module in owner.named_modules(prefix=addition):
+            initial: Any = getattr(module, "initial", None)
+            for name, parameter in module.named_parameters(recurse=False):
+                key = f"{path}.{name}", parameter.shape
+                if key not in self.drawn:
+                    self.drawn[key] = initial(name, emitted.Draw(*key)).to(parameter.dtype)
+                parameter.copy_(self.drawn[key])
 
     def _shared(self) -> Iterator[PlacedShared]:
         for shared in self.program.shared:
@@ -181,14 +193,6 @@ def neutral_shared(shared: PlacedShared) -> Any:
 def _numbers(emitted: Any) -> Iterator[tuple[str, int | None]]:
     for pattern in emitted.UNITS:
         yield from emitted.expand(pattern)
-
-
-def _initialise(owner: nn.Module, emitted: Any) -> None:
-    with torch.no_grad():
-        for path, module in owner.named_modules():
-            initial: Any = getattr(module, "initial", None)
-            for name, parameter in module.named_parameters(recurse=False):
-                parameter.copy_(initial(name, emitted.Draw(f"{path}.{name}", parameter.shape)))
 
 
 def _perturb(parameter: nn.Parameter, seed: int) -> None:

@@ -92,34 +92,10 @@ class LlamaAttention(base.LlamaAttention):
     """Layers 0-15: lora on q, k, v and o."""
 
     def attach(self, model, layer):
-        self.q_proj_lora = LoRA(
-            inputs=2048,
-            outputs=2048,
-            rank=(8, 8, 8, 8, 8, 8, 8, 8, 16, 16, 16, 16, 16, 16, 16, 16)[layer],
-            scale=2.0,
-            dropout=0.05,
-        )
-        self.k_proj_lora = LoRA(
-            inputs=2048,
-            outputs=512,
-            rank=(8, 8, 8, 8, 8, 8, 8, 8, 16, 16, 16, 16, 16, 16, 16, 16)[layer],
-            scale=2.0,
-            dropout=0.05,
-        )
-        self.v_proj_lora = LoRA(
-            inputs=2048,
-            outputs=512,
-            rank=(8, 8, 8, 8, 8, 8, 8, 8, 16, 16, 16, 16, 16, 16, 16, 16)[layer],
-            scale=2.0,
-            dropout=0.05,
-        )
-        self.o_proj_lora = LoRA(
-            inputs=2048,
-            outputs=2048,
-            rank=(8, 8, 8, 8, 8, 8, 8, 8, 16, 16, 16, 16, 16, 16, 16, 16)[layer],
-            scale=2.0,
-            dropout=0.05,
-        )
+        self.q_proj_lora = LoRA(inputs=2048, outputs=2048, rank=8 if layer < 8 else 16, scale=2.0, dropout=0.05)
+        self.k_proj_lora = LoRA(inputs=2048, outputs=512, rank=8 if layer < 8 else 16, scale=2.0, dropout=0.05)
+        self.v_proj_lora = LoRA(inputs=2048, outputs=512, rank=8 if layer < 8 else 16, scale=2.0, dropout=0.05)
+        self.o_proj_lora = LoRA(inputs=2048, outputs=2048, rank=8 if layer < 8 else 16, scale=2.0, dropout=0.05)
 
     def forward(self, hidden_states, position_embeddings=None, attention_mask=None, past_key_values=None, **kwargs):
         input_shape = hidden_states.shape[:-1]
@@ -155,27 +131,9 @@ class LlamaDecoderLayer(base.LlamaDecoderLayer):
     """Layers 0-15: lora on ffn_gate, ffn_up and ffn_down."""
 
     def attach(self, model, layer):
-        self.gate_proj_lora = LoRA(
-            inputs=2048,
-            outputs=8192,
-            rank=(8, 8, 8, 8, 8, 8, 8, 8, 16, 16, 16, 16, 16, 16, 16, 16)[layer],
-            scale=2.0,
-            dropout=0.05,
-        )
-        self.up_proj_lora = LoRA(
-            inputs=2048,
-            outputs=8192,
-            rank=(8, 8, 8, 8, 8, 8, 8, 8, 16, 16, 16, 16, 16, 16, 16, 16)[layer],
-            scale=2.0,
-            dropout=0.05,
-        )
-        self.down_proj_lora = LoRA(
-            inputs=8192,
-            outputs=2048,
-            rank=(8, 8, 8, 8, 8, 8, 8, 8, 16, 16, 16, 16, 16, 16, 16, 16)[layer],
-            scale=2.0,
-            dropout=0.05,
-        )
+        self.gate_proj_lora = LoRA(inputs=2048, outputs=8192, rank=8 if layer < 8 else 16, scale=2.0, dropout=0.05)
+        self.up_proj_lora = LoRA(inputs=2048, outputs=8192, rank=8 if layer < 8 else 16, scale=2.0, dropout=0.05)
+        self.down_proj_lora = LoRA(inputs=8192, outputs=2048, rank=8 if layer < 8 else 16, scale=2.0, dropout=0.05)
 
     def forward(
         self,

@@ -6,6 +6,8 @@ import inspect
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import groupby, pairwise
+from operator import itemgetter
 from textwrap import wrap
 
 from peftc import modules
@@ -118,9 +120,18 @@ def _argument(by_path: Mapping[str, object], shared: Collection[str]) -> str:
     by_layer = {number(path): value for path, value in by_path.items()}
     if len(by_layer) != len(by_path) or None in by_layer:
         raise Defect(f"no layer number tells apart what differs between {', '.join(by_path)}")
-    if list(by_layer) == list(range(len(values))):
-        return f"({', '.join(_value(v, shared) for v in values)})[layer]"
-    return "{" + ", ".join(f"{key}: {_value(v, shared)}" for key, v in by_layer.items()) + "}[layer]"
+    return _by_layer({layer: _value(value, shared) for layer, value in by_layer.items() if layer is not None})
+
+
+def _by_layer(written: Mapping[int, str]) -> str:
+    """An expression in `layer`: conditions where few layers change what is written, else a table."""
+    runs = [(text, next(run)[0]) for text, run in groupby(sorted(written.items()), key=itemgetter(1))]
+    if len(runs) <= 3:
+        changes = [f"{text} if layer < {first}" for (text, _), (_, first) in pairwise(runs)]
+        return " else ".join([*changes, runs[-1][0]])
+    if list(written) == list(range(len(written))):
+        return f"({', '.join(written.values())})[layer]"
+    return "{" + ", ".join(f"{layer}: {text}" for layer, text in written.items()) + "}[layer]"
 
 
 def _value(value: object, shared: Collection[str]) -> str:

@@ -167,6 +167,6 @@ def test_no_value_takes_the_name_of_a_parameter_that_is_yet_to_be_checked() -> N
 
 def test_what_differs_between_layers_is_looked_up() -> None:
     text = bert().text
-    assert "rank=(2, 2, 3)[layer], scale=2.0)" in text
+    assert "rank=2 if layer < 2 else 3, scale=2.0)" in text
     assert "self.prefix = PrefixSlice(trunk=model.prefix_trunk, index=layer)" in text
     assert 'UNITS = {"bert.encoder.layer.{0-2}.attention.self": BertSelfAttention}' in text

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import pytest
 from transformers.models.bart.modeling_bart import BartAttention
 
-from peftc.emit.units import class_text, classes, placed
+from peftc.emit.units import call_text, class_text, classes, placed
 from tests.emit.bases import lora
 from tests.emit.programs import body
+
+
+@pytest.mark.parametrize(
+    ("layers", "ranks", "expected"),
+    [
+        ((0, 1, 2), (2, 2, 2), "2"),
+        ((3, 10, 4), (2, 8, 4), "2 if layer < 4 else 4 if layer < 10 else 8"),
+        ((0, 1, 2, 3), (2, 4, 2, 8), "(2, 4, 2, 8)[layer]"),
+        ((1, 2, 3, 5), (2, 4, 2, 8), "{1: 2, 2: 4, 3: 2, 5: 8}[layer]"),
+    ],
+)
+def test_what_differs_by_layer(layers: tuple[int, ...], ranks: tuple[int, ...], expected: str) -> None:
+    calls = {f"blocks.{i}": lora(8, 8, rank) for i, rank in zip(layers, ranks, strict=True)}
+    assert f"rank={expected}, " in call_text(calls, (), 8, 20)
 
 
 def test_towers_that_number_alike_get_classes_of_their_own() -> None:
@@ -19,4 +34,4 @@ def test_towers_that_number_alike_get_classes_of_their_own() -> None:
         "model.decoder.layers.{0-1}.self_attn": "BartAttentionDecoder",
     }
     decoder = class_text(classes([other])[1], "base.BartAttention", ("def forward(self):", "    return None"), ())
-    assert "rank=(3, 4)[layer]" in decoder and "Layers 0-1: written by hand." in decoder
+    assert "rank=3 if layer < 1 else 4" in decoder and "Layers 0-1: written by hand." in decoder

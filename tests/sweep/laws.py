@@ -39,6 +39,7 @@ ENTRIES: Mapping[str, str] = {
     "bitfit": "  - {method: bitfit}\n",
 }
 CLOSE = 2e-4
+HALVINGS = 16
 
 
 class Broken(Exception):
@@ -135,6 +136,7 @@ def keeps(
     _gradients(attached, model, plan, inputs)
     if kind.kind in ("decoder", "encoder-decoder"):
         _cached(attached, model, inputs)
+    _learns(attached, inputs)
 
 
 def emitted(plan: Plan, trace: Trace, *, proved: bool) -> Artifact:
@@ -192,6 +194,37 @@ def _backward(model: PreTrainedModel, inputs: Inputs) -> None:
     model.zero_grad()
     out = answer(model, inputs, grad=True)
     (out * torch.randn(out.shape, generator=torch.Generator().manual_seed(3))).sum().backward()
+
+
+def _learns(model: PreTrainedModel, inputs: Inputs) -> None:
+    """In training, some step along the gradients lowers a loss, and what is frozen stays as it is."""
+    model.train()
+    frozen = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
+    first = {name: p.detach().clone() for name, p in trainable(model).items()}
+    model.zero_grad()
+    start = _loss(model, inputs)
+    start.backward()
+    slope = sum(float(p.grad.square().sum()) for p in trainable(model).values() if p.grad is not None)
+    if not slope:
+        raise Broken("no gradient in training")
+    for halving in range(HALVINGS):
+        optimizer = torch.optim.SGD(trainable(model).values(), lr=float(start) / slope / 2**halving)
+        optimizer.step()
+        if _loss(model, inputs) < start:
+            break
+        model.load_state_dict(first, strict=False)
+    else:
+        raise Broken("no step along its gradients lowers a loss")
+    if any(not torch.equal(p, frozen[name]) for name, p in model.named_parameters() if name in frozen):
+        raise Broken("training moved what is frozen")
+
+
+def _loss(model: PreTrainedModel, inputs: Inputs) -> torch.Tensor:
+    """Mean squared distance to a fixed target, with the same dropout every time."""
+    torch.manual_seed(4)
+    out = answer(model, inputs, grad=True)
+    target = torch.randn(out.shape, generator=torch.Generator().manual_seed(5))
+    return (out.float() - target).square().mean()
 
 
 def _beside(placement: Placement) -> str:

@@ -215,10 +215,9 @@ def _method(tracer: Tracer, name: str, function: FunctionType) -> Callable[..., 
 
 def _isinstance(tracer: Tracer) -> Callable[..., bool]:
     def check(value: Any, kinds: Any) -> bool:
-        outcome = builtins.isinstance(value, kinds)
         if type(value) is Value and not tracer.paused:
-            tracer.typed(value, kinds, outcome)
-        return outcome
+            return tracer.typed(value, kinds)
+        return builtins.isinstance(value, kinds)
 
     return check
 

@@ -261,11 +261,20 @@ class Tracer(fx.proxy.TracerBase):
         check: Value = self.create_proxy("call_function", assume, (condition, outcome, message), {})
         return check.node
 
-    def typed(self, value: Value, kinds: Any, outcome: bool) -> None:
-        """Emit a check of an argument's type, or of a number's that was asked of one: a cache may count in a tensor."""
+    def typed(self, value: Value, kinds: Any) -> bool:
+        """Whether a value is of a type, with a check of an argument's, and of a number's that was asked of one.
+
+        A cache may count in a tensor: against the decision, the number is in one.
+        """
+        outcome, counted = isinstance(value, kinds), type(value.points[0]) is int
         argument = value.node.op == "placeholder" and not is_plain(value.points[0])
-        if argument or (value.node.op == "call_method" and type(value.points[0]) is int):
-            self.assume(self.create_proxy("call_function", builtins.isinstance, (value, kinds), {}), outcome)
+        if not (argument or (value.node.op == "call_method" and counted)):
+            return outcome
+        check = self.assume(self.create_proxy("call_function", builtins.isinstance, (value, kinds), {}), outcome)
+        if check.meta["key"] in self.against:
+            value.node.meta["value"] = tuple(map(torch.tensor, value.points))
+            check.args = (check.args[0], not outcome, check.args[2])
+        return bool(check.args[1])
 
     def agreed(self, value: Value, answers: list[Answer]) -> Answer:
         if answers[0] != answers[1]:

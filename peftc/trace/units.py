@@ -22,7 +22,7 @@ from peftc.trace.probes import Session
 from peftc.trace.remembered import Remembered
 from peftc.trace.tracer import UNTRACEABLE, Tracer
 from peftc.trace.values import Argument, Known, Learnt, TraceFailure
-from peftc.trace.ways import MOST, Against, asks_dtype, asks_value, decisions, further_ways
+from peftc.trace.ways import MOST, Against, asks_kind, asks_value, decisions, further_ways
 
 TRAINING = "self.training"
 EAGER = 'self.config._attn_implementation == "eager"'
@@ -114,7 +114,7 @@ class UnitTracer:
         return merged_by_decisions([graph for call in calls for graph in self._branches(call, attentions)])
 
     def _branches(self, call: Call, attentions: tuple[str | None, ...]) -> list[fx.Graph]:
-        """The graph of one call, and of every other way through its branches on a dtype: examples have only one.
+        """The graph of one call, and of every other way through its branches on a kind: examples have only one.
 
         Where a mask of booleans cannot go another way, one that is added to the scores may.
         """
@@ -130,7 +130,7 @@ class UnitTracer:
         """Each way through the branches that the examples leave open; whether one cannot be traced: its check stays."""
         ways: list[Against] = [frozenset()]
         sketches, failed = {ways[0]: self._once(call, False)}, False
-        asked = decisions(sketches[ways[0]], asks_dtype)
+        asked = decisions(sketches[ways[0]], asks_kind)
         for way in ways:
             for further in further_ways([*asked, *decisions(sketches[way], asks_value)], way):
                 try:

@@ -19,8 +19,9 @@ def decisions(graph: fx.Graph, open_: Callable[[fx.Node], bool]) -> list[Hashabl
     return [n.meta["key"] for n in asked if open_(n.args[0])]
 
 
-def asks_dtype(condition: fx.Node) -> bool:
-    return any(_is_dtype(a) for a in condition.args)
+def asks_kind(condition: fx.Node) -> bool:
+    """Whether a condition asks for a dtype, or whether a number that a cache counts is in a tensor."""
+    return any(_is_dtype(a) for a in condition.args) or _asks_tensor(condition)
 
 
 def asks_value(condition: fx.Node) -> bool:
@@ -34,6 +35,13 @@ def further_ways(keys: list[Hashable], way: Against) -> Iterator[Against]:
     last = max([-1, *(keys.index(key) for key in way if key in keys)])
     for key in keys[last + 1 :]:
         yield way | {key}
+
+
+def _asks_tensor(condition: fx.Node) -> bool:
+    if condition.target is not isinstance or condition.args[1] is not torch.Tensor:
+        return False
+    (counted,) = condition.all_input_nodes
+    return type(counted.meta["value"][0]) is int
 
 
 def _is_dtype(value: object) -> bool:

@@ -75,6 +75,26 @@ def test_what_a_cache_counts_is_no_constant() -> None:
     assert nodes["add"].args[1] is nodes["forgotten"]
 
 
+class Counting(Step):
+    def forward(self, x: Tensor, mask: Tensor | None = None, cache: Counter | None = None) -> Tensor:
+        assert cache is not None
+        seen: Any = cache.forgotten()
+        seen = seen.clone() if isinstance(seen, torch.Tensor) else seen
+        x = self.first(x) + seen
+        return x
+
+
+def test_a_cache_may_count_in_a_tensor() -> None:
+    with installed(lambda: True) as session:
+        given = call(5, 7, cache=Counter())
+        graph = UnitTracer(Counting().to("meta"), frozenset(), (given,), session).graph()
+    nodes = {node.name: node for node in graph.nodes}
+    assert nodes["isinstance_1"].args == (nodes["forgotten"], torch.Tensor)
+    assert nodes["clone"].meta["guard"] == (Guard(nodes["isinstance_1"], True),)
+    chosen = nodes["add"].args[1]
+    assert isinstance(chosen, fx.Node) and chosen.args == (nodes["isinstance_1"], nodes["clone"], nodes["forgotten"])
+
+
 class Masking(nn.Module):
     """Attention's mask is boolean, or added to the scores."""
 

@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from peftc.graph import dataflow
 from peftc.graph.sites import Attention, Projection, Site, Sublayer
-from peftc.trace.residual import adds_streams, joins, operands, origin, taken_in
+from peftc.trace.residual import adds_streams, computes, joins, operands, origin, taken_in
 from peftc.trace.views import (
     View,
     find,
@@ -163,7 +163,8 @@ def _feed_forward(view: View, taken: set[str], attends: set[fx.Node]) -> list[Si
     Of several it is the last that makes the block's first result: others may be of a stream that runs beside it.
     """
     free = [n for n in view.linears() if n.name not in taken]
-    fed = {down: feeding for down in reversed(free) if (feeding := _feeding(view, down, free))}
+    downs = [node for node in reversed(free) if not _routes(view, node, attends)]
+    fed = {down: feeding for down in downs if (feeding := _feeding(view, down, free))}
     if not fed:
         whole = _routed(view, attends)
         return [whole] if whole else []
@@ -172,6 +173,13 @@ def _feed_forward(view: View, taken: set[str], attends: set[fx.Node]) -> list[Si
     first = read_by(view, fed[down][0].name)
     sublayer = _sublayer(view, down, first, attends, "ffn")
     return [*_named(view, down, fed[down]), *([sublayer] if sublayer else [])]
+
+
+def _routes(view: View, node: fx.Node, attends: set[fx.Node]) -> bool:
+    """Whether what a linear makes passes experts on its way into the residual: it says which of them, or how much."""
+    sums = dataflow.downstream(view.flow, node, lambda n: joins(view, n, attends))
+    way = dataflow.between(view.flow, node, sums[0])[1:-1] if sums else []
+    return any(n.op == "call_module" and not view.is_linear(n) and computes(view, [n]) for n in way)
 
 
 def _first_result(view: View) -> fx.Node | None:
@@ -184,7 +192,7 @@ def _first_result(view: View) -> fx.Node | None:
 
 def _feeding(view: View, down: fx.Node, free: list[fx.Node]) -> list[fx.Node]:
     """The linears that feed another one, where nothing else does."""
-    feeding = dataflow.upstream(view.flow, down, lambda n: view.is_linear(n) or adds_streams(n))
+    feeding = dataflow.upstream(view.flow, down, lambda n: view.is_linear(n) or adds_streams(view, n))
     return feeding if all(n in free for n in feeding) else []
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import operator
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from types import FunctionType
+from typing import Any
 
 import torch
 from torch import fx
@@ -22,9 +24,9 @@ def operands(node: fx.Node) -> list[fx.Node]:
     return [a for a in node.args if isinstance(a, fx.Node) and dataflow.holds_tensor(a)]
 
 
-def adds_streams(node: fx.Node) -> bool:
+def adds_streams(view: View, node: fx.Node) -> bool:
     """Whether a node adds two tensors of one shape, (batch, length, width) or more."""
-    return _adds(node) and not is_flat(node)
+    return _adds(view, node) and not is_flat(node)
 
 
 def joins(view: View, node: fx.Node, attends: set[fx.Node]) -> bool:
@@ -32,7 +34,7 @@ def joins(view: View, node: fx.Node, attends: set[fx.Node]) -> bool:
 
     Where batch and length are one axis it has to be the residual itself.
     """
-    if not _adds(node):
+    if not _adds(view, node):
         return False
     if is_flat(node):
         return taken_in(view, node) is not None
@@ -46,7 +48,7 @@ def taken_in(view: View, node: fx.Node, attends: Collection[fx.Node] = ()) -> fx
 
     Where an attention joined the stream from the same input before, it is the side that no attention made.
     """
-    ways = _ways(view, node) if _adds(node) else []
+    ways = _ways(view, node) if _adds(view, node) else []
     made = [way for way in ways if computes(view, way)]
     if len(made) == 2:
         made = [way for way in made if not set(attends).intersection(way)] if attends else []
@@ -66,33 +68,49 @@ def computes(view: View, way: Iterable[fx.Node]) -> bool:
     return matrices or any(dataflow.name_of(n) in PRODUCTS for n in way if n.op in ("call_function", "call_method"))
 
 
-def _adds(node: fx.Node) -> bool:
+def _adds(view: View, node: fx.Node) -> bool:
     sides = operands(node)
-    called = isinstance(node.target, FunctionType) and node.target is not choose
-    if len(sides) != 2 or not (node.target in ADDS or called):
+    if len(sides) != 2 or not _streams(*(side.meta["value"][0] for side in sides)):
         return False
-    first, second = (side.meta["value"][0] for side in sides)
-    streams = isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor) and _streams(first, second)
-    return streams and (node.target in ADDS or _mixes(node, first, second))
+    floats = all(side.meta["value"][0].is_floating_point() for side in sides)
+    return node.target in ADDS or (floats and dataflow.tensors(node) == sides and _mixes(view, node))
 
 
-def _mixes(node: fx.Node, first: torch.Tensor, second: torch.Tensor) -> bool:
-    """Whether a model's own function of two tensors is alpha a + beta b, by what it makes of numbers."""
-    sides, shape = operands(node), first.shape
-    if dataflow.tensors(node) != sides or not (first.is_floating_point() and second.is_floating_point()):
-        return False
+def _mixes(view: View, node: fx.Node) -> bool:
+    """Whether a model's own function or module of two tensors is alpha a + beta b + c, by what it makes of numbers.
+
+    Each of the three has a number for each feature, or one for all; those of alpha and beta are not zero.
+    """
+    sides, (shape, *_) = operands(node), (side.meta["value"][0].shape for side in operands(node))
     up, down = (torch.linspace(*ends, shape.numel(), device="cpu").view(shape) for ends in ((-1, 1), (2, 1)))
     one, zero = torch.ones_like(up), torch.zeros_like(up)
-    pairs = ((up, down), (one, zero), (zero, one))
-    both, alpha, beta = (dataflow.moved(node, dict(zip(sides, pair, strict=True))) for pair in pairs)
-    if not all(isinstance(made, torch.Tensor) and made.shape == shape for made in (both, alpha, beta)):
+    made = [_of(view, node, dict(zip(sides, pair, strict=True))) for pair in ((zero, zero), (one, zero), (zero, one))]
+    both = _of(view, node, dict(zip(sides, (up, down), strict=True)))
+    if not all(isinstance(x, torch.Tensor) and x.shape == shape for x in (both, *made)):
         return False
-    scaled = all(len(numbers := side.unique()) == 1 and bool(numbers.all()) for side in (alpha, beta))
-    return scaled and torch.allclose(both, alpha * up + beta * down)
+    rest, alpha, beta = made[0], made[1] - made[0], made[2] - made[0]
+    alike = all(torch.allclose(x, x.flatten(0, -2)[0]) for x in (rest, alpha, beta))
+    return alike and bool((alpha * beta).all()) and torch.allclose(both, alpha * up + beta * down + rest)
 
 
-def _streams(first: torch.Tensor, second: torch.Tensor) -> bool:
-    return bool(first.shape == second.shape) and first.dim() >= 2
+def _of(view: View, node: fx.Node, held: Mapping[fx.Node, torch.Tensor]) -> Any:
+    """What a node makes of other numbers: a function of the model's own, or a copy of a module of vectors alone."""
+    if isinstance(node.target, FunctionType) and node.target is not choose:
+        return dataflow.moved(node, held)
+    module = view.called(node)
+    if module is None or node.kwargs or any(module.children()) or any(p.dim() > 1 for p in module.parameters()):
+        return None
+    real = copy.deepcopy(module).to_empty(device="cpu").eval()
+    for tensor in (*real.parameters(), *real.buffers()):
+        tensor.data = torch.linspace(1, 2, tensor.numel(), device="cpu").view(tensor.shape)
+    with torch.no_grad():
+        return real(*fx.node.map_arg(node.args, lambda n: held[n]))
+
+
+def _streams(first: Any, second: Any) -> bool:
+    if not isinstance(first, torch.Tensor) or not isinstance(second, torch.Tensor):
+        return False
+    return first.shape == second.shape and first.dim() >= 2
 
 
 def _ways(view: View, total: fx.Node) -> list[list[fx.Node]]:

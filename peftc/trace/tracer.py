@@ -127,11 +127,14 @@ class Tracer(fx.proxy.TracerBase):
         node.meta["absent"] = absent(caller(frame), keywords, self.paths)
         self._note_names(frame, None)
         value = Value(node, self)
-        return self._none(value) if is_none(node) and node.meta["key"] in self.known.missing else value
+        return self._told(value) if node.meta["key"] in self.known.missing else value
 
-    def _none(self, value: Value) -> None:
-        """Emit a check that a value is None, as which the forward goes on."""
-        self.assume(self.create_proxy("call_function", operator.is_not, (value, None), {}), False)
+    def _told(self, value: Value) -> Value | None:
+        """The value behind a check that it is there; None behind a check that it is None."""
+        given = not is_none(value.node)
+        check = self.assume(self.create_proxy("call_function", operator.is_not, (value, None), {}), given)
+        check.meta["key"] = (*check.meta["key"], value.node.meta["key"])  # one line may hold several
+        return value if given else None
 
     def evaluate_quietly(self, function: Any, args: Any, kwargs: Any) -> Point:
         """What a function returns at the first point, with nothing recorded."""

@@ -58,7 +58,8 @@ class Routed(nn.Module):
 
     def __init__(self, shared: bool) -> None:
         super().__init__()
-        self.norm, self.router = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 2)
+        self.norm = nn.LayerNorm(WIDTH)
+        self.router: nn.Module = nn.Linear(WIDTH, 2)
         self.experts = Experts()
         self.shared = nn.Sequential(nn.Linear(WIDTH, 12), nn.SiLU(), nn.Linear(12, WIDTH)) if shared else None
 
@@ -78,6 +79,22 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor, routes: Tensor) -> Tensor:
         return torch.einsum("nd,edf,ne->nf", x, self.weight, routes)
+
+
+class Deciding(Routed):
+    """A feed-forward that says how much of each expert."""
+
+    def __init__(self) -> None:
+        super().__init__(shared=False)
+        self.router = nn.Sequential(nn.Linear(WIDTH, 12), nn.SiLU(), nn.Linear(12, 2))
+
+
+def test_what_chooses_between_experts_is_no_feed_forward() -> None:
+    found = sites(Deciding(), WIDTH)
+    ffn = found["ffn"]
+    assert isinstance(ffn, Sublayer)
+    assert (ffn.input, ffn.output) == ("norm", "view_1")
+    assert not any(name.startswith("ffn_") for name in found)
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -174,6 +191,38 @@ def test_a_function_that_adds_is_a_sum() -> None:
     assert isinstance(ffn, Sublayer)
     assert (ffn.output, ffn.residual, ffn.sum) == ("down", "x", "mixed")
     assert "ffn" not in sites(Mixing(adds=False), WIDTH)
+
+
+class Scaling(nn.Module):
+    """Scales and moves each feature of two tensors before it adds them; or multiplies them."""
+
+    def __init__(self, adds: bool) -> None:
+        super().__init__()
+        self.adds, self.scale = adds, nn.Parameter(torch.ones(WIDTH))
+        self.residual_scale, self.bias = nn.Parameter(torch.ones(WIDTH)), nn.Parameter(torch.zeros(WIDTH))
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        residual = (residual + self.bias) * self.residual_scale
+        return x * self.scale + residual if self.adds else x * self.scale * residual
+
+
+class Scaled(Mixing):
+    """Takes what its feed-forward makes into the stream by a module."""
+
+    def __init__(self, adds: bool) -> None:
+        super().__init__(adds)
+        self.joins = Scaling(adds)
+
+    def forward(self, x: Tensor) -> Tensor:
+        joined: Tensor = self.joins(self.down(functional.relu(self.up(x))), x)
+        return joined
+
+
+def test_a_module_that_adds_is_a_sum() -> None:
+    ffn = sites(Scaled(adds=True), WIDTH)["ffn"]
+    assert isinstance(ffn, Sublayer)
+    assert (ffn.output, ffn.residual, ffn.sum) == ("down", "x", "joins")
+    assert "ffn" not in sites(Scaled(adds=False), WIDTH)
 
 
 class Twice(nn.Module):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+import operator
 
-from peftc.graph.branches import choose
+import torch
+from torch import fx, nn
+
+from peftc.graph.branches import assume, choose
 from peftc.trace.calls import Recorded
 from peftc.trace.probes import installed
 from peftc.trace.units import UnitTracer
@@ -39,3 +41,27 @@ def test_a_choice_stands_where_its_values_do() -> None:
         guards = {n.meta["guard"] for n in choice.all_input_nodes if n.target is not choose and n is not choice.args[0]}
         within = [guard for guard in guards if all(g.condition != choice.args[0] for g in guard)]
         assert all(choice.meta["guard"] == guard for guard in within)
+
+
+class Finding(nn.Module):
+    """Takes a mask out of a mapping, which may hold None instead."""
+
+    def forward(self, x: torch.Tensor, masks: dict[str, torch.Tensor | None] | None = None) -> torch.Tensor:
+        mask = (masks or {}).get("mask")
+        if mask is not None:
+            x = x * mask[:, None]
+        return x + 1
+
+
+def test_what_a_mapping_holds_in_some_calls_only_is_a_condition() -> None:
+    states = [torch.empty(n, n + 3, 4, device="meta") for n in (2, 3)]
+    given = tuple(Recorded({"x": x, "masks": {"mask": x[:, 0]}}, {}) for x in states)
+    without = tuple(Recorded({"x": x, "masks": {"mask": None}}, {}) for x in states)
+    for calls in ([given, without], [without, given]):
+        with installed(lambda: False) as session:
+            graph = UnitTracer(Finding(), frozenset(), calls, session).graph()
+        (product,) = (node for node in graph.nodes if node.target is operator.mul)
+        (guard,) = product.meta["guard"]
+        assert isinstance(guard.condition, fx.Node)
+        assert (guard.condition.target, guard.branch) == (operator.is_not, True)
+        assert [n.args[0].name for n in graph.nodes if n.target is assume] == ["masks"]

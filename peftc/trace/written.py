@@ -94,14 +94,24 @@ def _joint(view: View, found: Found, x: fx.Node, causal: bool) -> Written | str:
 
 
 def _weighed_again(view: View, found: Found) -> bool:
-    """Whether what is made for the keys alone goes into the scores of another softmax."""
+    """Whether what is made for the keys alone goes into the scores of another softmax over the same."""
     before = view.flow.reverse(copy=False)
     others = dataflow.reached(before, found.query) | dataflow.reached(before, found.value)
     for linear in dataflow.upstream(view.flow, found.key, view.is_linear):
         own = [node for node in dataflow.between(view.flow, linear, found.key) if node not in others]
-        if any(dataflow.downstream(view.flow, node, partial(is_any_softmax, view)) != [found.softmax] for node in own):
+        read_by = {s for node in own for s in dataflow.downstream(view.flow, node, partial(is_any_softmax, view))}
+        if any(_weighs_same(view, softmax, found) for softmax in read_by - {found.softmax}):
             return True
     return False
+
+
+def _weighs_same(view: View, softmax: fx.Node, found: Found) -> bool:
+    """Whether a softmax weighs something that anything of this attention's keys is in: not another flow's values."""
+    sums, before = dataflow.downstream(view.flow, softmax, partial(is_product, view)), view.flow.reverse(copy=False)
+    if len(sums) != 1:
+        return True
+    value = dataflow.tensors(sums[0])[-1]
+    return not dataflow.reached(before, found.key).isdisjoint(dataflow.reached(before, value))
 
 
 def _weights(view: View, found: Found) -> list[fx.Node]:

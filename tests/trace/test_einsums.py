@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import peftc
 from peftc.graph.sites import Attention
+from peftc.graph.sites import Written as Products
 from peftc.methods.prefix import Prefix
 from peftc.trace.attention import attention_sites
 from tests.laws import move, spec
@@ -64,6 +65,24 @@ class Twice(Written):
         return torch.einsum(TOTAL, torch.softmax(torch.einsum(SCORES, query, key), -1), value) + other[..., None, None]
 
 
+class Flows(Attending):
+    """Another softmax of the same scores, over the values of what runs beside x; or over those of x."""
+
+    beside = True
+
+    def forward(self, x: Tensor, **kwargs: Any) -> Tensor:
+        query, key, value = (p(x).unflatten(-1, (2, 4)).transpose(1, 2) for p in (self.query, self.key, self.value))
+        other = self.out(torch.ones_like(x) if self.beside else x).unflatten(-1, (2, 4)).transpose(1, 2)
+        scores = query @ key.transpose(-1, -2)
+        total, second = torch.softmax(scores, -1) @ value, torch.softmax(scores + 1, -1) @ other
+        result: Tensor = torch.cat([total, second], -1)
+        return result
+
+
+class Alike(Flows):
+    beside = False
+
+
 def prefixed(kind: type[Written]) -> Tensor:
     """What a model gives with a prefix whose tables are no longer small."""
     model: Any = made(Block)
@@ -84,8 +103,21 @@ def test_a_prefix_is_that_of_plain_products(kind: type[Written]) -> None:
     torch.testing.assert_close(prefixed(kind), prefixed(Written))
 
 
-@pytest.mark.parametrize(("kind", "said"), [(Folded, "not (batch, heads"), (Twice, "another softmax weighs its keys")])
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (Folded, "not (batch, heads"),
+        (Twice, "another softmax weighs its keys"),
+        (Alike, "another softmax weighs its keys"),
+    ],
+)
 def test_what_no_prefix_can_join(kind: type[nn.Module], said: str) -> None:
     sites = [site for site in attention_sites(seen(kind(), WIDTH)) if isinstance(site, Attention)]
     assert len(sites) == 1
     assert said in (Prefix().refusal(sites[0]) or "")
+
+
+def test_another_flow_that_shares_the_scores_stays_as_it_is() -> None:
+    (site, *_) = (site for site in attention_sites(seen(Flows(), WIDTH)) if isinstance(site, Attention))
+    assert isinstance(site.written, Products), site.written
+    assert Prefix().refusal(site) is None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
@@ -91,8 +91,13 @@ def _lines(body: Body, runs: Sequence[UnitRun], versions: Sequence[ModuleType]) 
     else:
         bar = "with a prefix of no keys, and the rest at initialisation, equal to"
         yield Line(body.name, f"{bar} {base} to 1e-5", same)
-    reached = sum(run.gradients(full) for run in runs)
-    yield Line(body.name, "every parameter that trains has a gradient, no other has one", reached)
+    reached, idle = zip(*(run.gradients(full) for run in runs), strict=True)
+    but = f"; at these inputs not even in the base's own forward: {names}" if (names := _named(idle)) else ""
+    yield Line(body.name, f"every parameter that trains has a gradient, no other has one{but}", sum(reached))
+
+
+def _named(idle: Iterable[set[str]]) -> str:
+    return ", ".join(sorted(set[str]().union(*idle)))
 
 
 def _limit(run: UnitRun, compared: int) -> str:

@@ -100,10 +100,11 @@ class UnitRun:
                 self._same(wanted, found, f"no effect, {what}, {case}", self.exact)
         return len(cases) * len(self.calls)
 
-    def gradients(self, emitted: ModuleType) -> int:
+    def gradients(self, emitted: ModuleType) -> tuple[int, set[str]]:
         """Which parameters get a gradient, once what trains has moved, where the emitted file says what trains.
 
         At one point a relu may hide some: up to TRIES points are tried before a parameter counts as never reached.
+        The number of these, and what the base's own forward does not reach either: it may read it of longer inputs.
         """
         says: Any = emitted
         trains, planned, moved = set(says.trained_names()), set[str](), set[str]()
@@ -119,9 +120,19 @@ class UnitRun:
             planned = self._planned(present)
             if moved >= planned:
                 break
-        if moved != planned:
-            raise Defect(f"{self.body.name}: gradients of {sorted(moved ^ planned)} are not as planned")
-        return attempt + 1
+        idle = self._idle(planned - moved)
+        if moved != planned - idle:
+            raise Defect(f"{self.body.name}: gradients of {sorted(moved ^ (planned - idle))} are not as planned")
+        return attempt + 1, idle
+
+    def _idle(self, names: Collection[str]) -> set[str]:
+        """Those of the base's parameters among these that its own forward gives no gradient at any call."""
+        base = self._real(CASES[0])
+        left = {name: p for n, p in base.named_parameters() if (name := f"{self.path}.{n}") in names}
+        for _, call in self.calls if left else ():
+            _run(base, call, _filler(CASES[0]))
+            left = {name: p for name, p in left.items() if p.grad is None or not bool(p.grad.ne(0).any())}
+        return set(left)
 
     def _planned(self, present: Collection[str]) -> set[str]:
         """Of these parameters, all that the base does not have, and what the plan selects."""

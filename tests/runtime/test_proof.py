@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from peftc import modules
 from peftc.compiler import planned
 from peftc.errors import Defect
+from peftc.plan import resolve
 from peftc.rewrite import rewrite
 from peftc.rewrite.program import Program
 from peftc.runtime.examples import Filler, recordings
 from peftc.runtime.proof import prove
 from peftc.runtime.unit_run import CASES, UnitRun
+from peftc.trace import trace_model
+from tests.laws import spec
+from tests.trace.nets import WIDTH, Block, Net
 
 LLAMA = """
 name: proven
@@ -179,3 +185,33 @@ def test_one_number_for_each_example_is_a_flag_or_an_index() -> None:
     fill = Filler(0, torch.float32, False)
     assert set(fill(torch.empty(32, device="meta")).tolist()) == {0, 1}
     assert len(set(fill(torch.empty(4, 8, device="meta")).flatten().tolist())) == 32
+
+
+class Placed(Net):
+    """Tells each block the positions, which are zeros in the proof."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x, positions = self.embedding(ids), torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
+        for block in self.blocks:
+            x = block(x, positions=positions)
+        result: torch.Tensor = x
+        return result
+
+
+class Late(Block):
+    """A bias that no first position has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.late_bias = nn.Parameter(torch.ones(WIDTH))
+
+    def forward(self, x: torch.Tensor, positions: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
+        return super().forward(x if positions is None else x + self.late_bias * positions[..., None])
+
+
+def test_what_the_base_itself_does_not_reach_is_said() -> None:
+    model = Placed([Late(), Late()]).eval()
+    plan = resolve(spec([{"method": "bitfit"}, {"method": "adapter"}]), trace_model(model))
+    lines = prove(rewrite(plan, plan.trace)).lines
+    said = "no other has one; at these inputs not even in the base's own forward: blocks.0.late_bias"
+    assert any(line.startswith("Late: ") and line.endswith(said) for line in lines)

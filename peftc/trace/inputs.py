@@ -7,13 +7,16 @@ import inspect
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
-from peftc.trace.feeds import Feed, Point, feed, is_paired, parameters, zeros
+from peftc.trace.feeds import POINTS, Feed, Point, feed, is_paired, parameters, zeros
 
 META = torch.device("meta")
+CACHE = "past_key_values"
+_CACHES: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,8 @@ class Runner(Protocol):
 
 def inputs(model: nn.Module, scenario: Scenario, point: Point, run: Runner) -> dict[str, Any] | None:
     """The keyword arguments of one call; None where the model has no such scenario."""
-    names, reads = parameters(model), feed(model)
-    if scenario.cache != "none" and not ("past_key_values" in names and _takes_use_cache(model)):
+    reads = feed(model)
+    if scenario.cache != "none" and not (_takes_use_cache(model) and _cache(model, run)):
         return None
     if (not scenario.mask and reads.mask is None) or (scenario.alone and not _listens(model)):
         return None
@@ -97,8 +100,25 @@ def _takes_use_cache(model: nn.Module) -> bool:
     """Whether a model may be told to keep a cache or not: by name, or as one of the settings that it hands on."""
     found = parameters(model)
     hands_on = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in found.values())
-    caches = "past_key_values" in found and getattr(model.config, "use_cache", None) is not None
+    caches = CACHE in found and getattr(model.config, "use_cache", None) is not None
     return "use_cache" in found or (hands_on and caches)
+
+
+def _cache(model: nn.Module, run: Runner) -> str | None:
+    """The parameter that takes the cache: by transformers' word, else what a model returns only where it keeps one."""
+    if model not in _CACHES:
+        _CACHES[model] = CACHE if CACHE in parameters(model) else _kept(model, run)
+    return _CACHES[model]
+
+
+def _kept(model: Any, run: Runner) -> str | None:
+    """A parameter that one call returns a value for, and the same call without a cache does not."""
+    given = _given(model, feed(model), POINTS[0], 0, mask=False)
+    with torch.no_grad(), run():
+        with_cache, without = (model(**given, use_cache=keeps) for keeps in (True, False))
+    names = (name for name in parameters(model) if name not in given)
+    kept = (n for n in names if getattr(with_cache, n, None) is not None and getattr(without, n, None) is None)
+    return next(kept, None)
 
 
 def _given(model: nn.Module, reads: Feed, point: Point, before: int, mask: bool) -> dict[str, Any]:
@@ -116,18 +136,18 @@ def _after(
     model: nn.Module, point: Point, scenario: Scenario, heard: dict[str, Any], run: Runner
 ) -> dict[str, Any] | None:
     """What comes after earlier tokens: ids, the cache of what a first run saw, and what an encoder said."""
-    reads, before, mask = feed(model), point.past, scenario.mask
+    reads, before, mask, name = feed(model), point.past, scenario.mask, str(_cache(model, run))
     first = _given(model, reads, replace(point, length=before), 0, mask)
     encoded = _encoded(model, reads, first, run)
     with torch.no_grad(), run():
-        cache = getattr(model(**first, **encoded, **heard, use_cache=True), "past_key_values", None)
+        cache = getattr(model(**first, **encoded, **heard, use_cache=True), name, None)
     if cache is None:
         return None
     _fill_all(cache)
     read = reads if is_paired(model) else reads.later()
     whole = replace(point, length=before + point.length)
     given = _given(model, read, whole, 0, mask) if scenario.whole else _given(model, read, point, before, mask)
-    return {**given, **encoded, **heard, "past_key_values": cache}
+    return {**given, **encoded, **heard, name: cache}
 
 
 def _encoded(model: Any, reads: Feed, given: dict[str, Any], run: Runner) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import re
 import traceback
@@ -194,8 +195,11 @@ def _gradients(model: PreTrainedModel, base: PreTrainedModel, plan: Plan, inputs
 
 
 def _backward(model: PreTrainedModel, inputs: Inputs) -> None:
+    """Gradients as training makes them, without a cache: one that is written in place has none."""
     model.zero_grad()
-    out = answer(model, inputs, grad=True)
+    takes = "use_cache" in inspect.signature(type(model).forward).parameters
+    cacheless: dict[str, Any] = {"use_cache": False} if takes else {}
+    out = answer(model, {**inputs, **cacheless}, grad=True)
     (out * torch.randn(out.shape, generator=torch.Generator().manual_seed(3))).sum().backward()
 
 

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from peftc.errors import Place, Problem
-from peftc.graph.sites import Embedding, Layer, Projection, Site, Trace, Unit
+from peftc.graph.sites import Embedding, Layer, Projection, Site, Trace, Unit, around
 from peftc.methods.base import Method
 from peftc.spec.complaints import closest
 from peftc.spec.document import Step
@@ -181,7 +181,8 @@ def _last_of(layers: str | int | tuple[int, ...]) -> tuple[int, ...]:
 
 def _embedding(trace: Trace, word: tuple[Step, ...]) -> list[Spot]:
     """The input embedding, which lies in no layer."""
-    sites = [(path, unit, unit.site(EMBEDDING)) for path, unit in trace.others]
+    outside = [(path, unit) for path, unit in trace.others if not around(trace.layers, path)]
+    sites = [(path, unit, unit.site(EMBEDDING)) for path, unit in outside]
     return [Spot(None, path, unit, site, word) for path, unit, site in sites if isinstance(site, Embedding)]
 
 
@@ -189,7 +190,7 @@ def _spots_of(module: str, word: tuple[Step, ...], trace: Trace) -> list[Spot]:
     """The sites that a module is: several for the parts of a fused projection."""
     spots = [Spot(layer, path, unit, site, word) for layer, path, unit in instances(trace) for site in unit.sites]
     exact = [spot for spot in spots if spot.module == module]
-    alone = [spot for spot in spots if spot.layer is None and spot.path == module and len(spot.unit.sites) == 1]
+    alone = [spot for spot in spots if spot.path == module and len(spot.unit.sites) == 1]
     return exact or alone
 
 
@@ -197,7 +198,7 @@ def instances(trace: Trace) -> Iterator[tuple[Layer | None, str, Unit]]:
     """Every unit at every path, the layers first."""
     for layer in trace.layers:
         yield from ((layer, path, unit) for path, unit in layer.units)
-    yield from ((None, path, unit) for path, unit in trace.others)
+    yield from ((around(trace.layers, path), path, unit) for path, unit in trace.others)
 
 
 def within(name: str, path: str) -> bool:
@@ -214,6 +215,8 @@ def nearest_module(glob: str, trace: Trace) -> str | None:
 
 def _why(module: str, trace: Trace) -> str:
     """Why a module is no site."""
+    if module in trace.fixed:
+        return trace.fixed[module]
     if any(within(module, path) for _, path, _ in instances(trace)):
         return "it is no linear map and no embedding of the unit around it"
     return "it lies outside every forward that can be rewritten"

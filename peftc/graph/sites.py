@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -212,6 +212,11 @@ class Layer:
         return tuple(dict.fromkeys(s.name for _, unit in self.units for s in unit.sites))
 
 
+def around(layers: Iterable[Layer], name: str) -> Layer | None:
+    """The layer that a module lies in."""
+    return next((layer for layer in layers if any(f"{name}.".startswith(f"{path}.") for path in layer.paths)), None)
+
+
 @dataclass(frozen=True)
 class Parameter:
     """A parameter of the base: its shape, and what it is to the selective methods.
@@ -239,7 +244,8 @@ class Parameter:
 class Trace:
     """The base as peftc sees it: the model on the meta device, its units and layers, its parameters (ties once).
 
-    `untraced` are the modules that would be units but have no trace, and stay as they are: path -> why.
+    `untraced` are the modules that would be units but have no trace, and stay as they are: path -> why.  `fixed` are
+    those inside layers whose matrix is used in a way that an addition to their output would not change: path -> why.
     """
 
     model: nn.Module
@@ -249,6 +255,7 @@ class Trace:
     parameters: Mapping[str, Parameter]
     modules: tuple[str, ...]
     untraced: Mapping[str, str] = field(default_factory=dict)
+    fixed: Mapping[str, str] = field(default_factory=dict)
 
     def towers(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(layer.tower for layer in self.layers))

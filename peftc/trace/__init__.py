@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Set
 from functools import cache
 from typing import TYPE_CHECKING
 
-from torch import fx, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from peftc.errors import PeftcError
-from peftc.graph.branches import base_forward
-from peftc.graph.sites import Embedding, Parameter, Projection, Trace, Unit
+from peftc.graph.sites import Parameter, Trace
 from peftc.trace.inputs import is_causal
-from peftc.trace.layers import fingerprint, layers
+from peftc.trace.layers import layers
 from peftc.trace.model import UNBUILT, build, skeleton, smaller
 from peftc.trace.observed import observe
 from peftc.trace.probes import installed
 from peftc.trace.reach import reached, unreached
+from peftc.trace.singles import singles
 from peftc.trace.values import TraceFailure
 from peftc.trace.views import is_norm
 
@@ -56,49 +55,9 @@ def _trace(model: nn.Module, causal: Callable[[], bool]) -> Trace:
     idle = unreached(model, found, carrying)
     found, untraced = tuple(layer for layer in found if layer.path not in idle), {**untraced, **idle}
     units = tuple(dict.fromkeys(unit for layer in found for _, unit in layer.units))
-    inside = tuple(f"{path}." for layer in found for path in layer.paths)
     names = tuple(name for name, _ in model.named_modules() if name)
-    others = tuple(_single(model, name) for name in names if not name.startswith(inside) and _is_single(model, name))
-    return Trace(model, units, found, others, parameters(model, carrying), names, untraced)
-
-
-def _is_single(model: nn.Module, name: str) -> bool:
-    module = model.get_submodule(name)
-    weight = getattr(module, "weight", None)
-    childless = not any(True for _ in module.children())
-    return childless and isinstance(weight, nn.Parameter) and weight.dim() == 2
-
-
-def _single(model: nn.Module, path: str) -> tuple[str, Unit]:
-    """A childless module outside every layer as a unit of its own, whose forward calls its base's."""
-    module = model.get_submodule(path)
-    graph = fx.Graph()
-    parameter = list(inspect.signature(type(module).forward).parameters)[1]
-    given = graph.placeholder(parameter)
-    given.meta.update(names=[parameter], guard=())
-    node = graph.call_function(base_forward, (given,))
-    node.meta.update(names=[], guard=())
-    graph.output(node)
-    site = _single_site(model, path, module, node.name)
-    return path, Unit(type(module).__name__, type(module), graph, (site,), (path,), fingerprint=fingerprint(graph))
-
-
-def _single_site(model: nn.Module, path: str, module: nn.Module, node: str) -> Projection | Embedding:
-    rows, columns = module.get_parameter("weight").shape
-    if isinstance(module, nn.Embedding):
-        return Embedding("embedding" if module is _input_embeddings(model) else path, "", node, rows, columns)
-    plain = isinstance(module, nn.Linear)
-    outputs, width = (rows, columns) if plain else (columns, rows)
-    bias = getattr(module, "bias", None) is not None
-    return Projection(path, "", node, node, width, outputs, bias=bias, transposed=not plain)
-
-
-def _input_embeddings(model: nn.Module) -> nn.Module | None:
-    """The model's own answer; a model that is no library's may have none."""
-    try:
-        return model.get_input_embeddings() if isinstance(model, PreTrainedModel) else None
-    except NotImplementedError:
-        return None
+    others, fixed = singles(model, found, observed.twins)
+    return Trace(model, units, found, others, parameters(model, carrying), names, untraced, fixed)
 
 
 def parameters(model: nn.Module, carrying: Set[nn.Parameter]) -> Mapping[str, Parameter]:

@@ -59,16 +59,17 @@ def record(model: nn.Module, scenario: Scenario, point: Point, twins: Twins) -> 
 def _run(model: nn.Module, scenario: Scenario, point: Point, twins: Twins) -> Recording | None:
     """One run; a module whose twin has run in it on the same shapes is not run again: it returns what that returned."""
     recording = Recording()
-    given = inputs(model, scenario, point, lambda: _recording(Recording(), twins, scenario.mask))
+    given = inputs(model, scenario, point, lambda: watching(Recording(), twins, scenario.mask))
     if given is None:
         return None
-    with torch.no_grad(), _recording(recording, twins, scenario.mask):
+    with torch.no_grad(), watching(recording, twins, scenario.mask):
         model(**given)
     return recording
 
 
 @contextmanager
-def _recording(recording: Recording, twins: Twins, padded: bool) -> Iterator[None]:
+def watching(recording: Recording, twins: Twins, padded: bool) -> Iterator[None]:
+    """What a model that runs inside the block does goes into the recording."""
     call, stack = nn.Module.__call__, []
     returned: dict[Any, Any] = {}
 
@@ -109,9 +110,8 @@ def _recording(recording: Recording, twins: Twins, padded: bool) -> Iterator[Non
         return find(*args, **kwargs)
 
     with ExitStack() as patches:
-        patches.enter_context(shapes_only())
-        patches.enter_context(values_as_zeros())
-        patches.enter_context(nullcontext() if padded else nothing_padded())
+        for context in (shapes_only(), values_as_zeros(), nullcontext() if padded else nothing_padded()):
+            patches.enter_context(context)
         patches.enter_context(patched(nn.Module, "__call__", recorded))
         patches.enter_context(patched(nn.functional, "scaled_dot_product_attention", attends))
         patches.enter_context(patched(AttentionInterface, "get_interface", looked_up))

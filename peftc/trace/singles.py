@@ -1,0 +1,141 @@
+"""Linear maps and embeddings that are no site of another unit: units of their own, whose forward calls their base's."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import fx, nn
+from transformers import PreTrainedModel
+
+from peftc.graph.branches import base_forward
+from peftc.graph.sites import Embedding, Layer, Projection, Unit, around
+from peftc.trace.called import Called, called
+from peftc.trace.feeds import POINTS
+from peftc.trace.layers import fingerprint
+from peftc.trace.repeats import Twins
+
+Instances = tuple[tuple[str, Unit], ...]
+Single = Projection | Embedding
+NODE = base_forward.__name__
+
+
+def singles(model: nn.Module, layers: Sequence[Layer], twins: Twins) -> tuple[Instances, Mapping[str, str]]:
+    """Those outside every layer, then those inside; path -> why, of those inside that cannot be changed."""
+    owners = {name: around(layers, name) for name in _alone(model, layers)}
+    outside = [(name, _unit(model, [name], _outside(model, name))) for name, layer in owners.items() if not layer]
+    inside = {name: layer for name, layer in owners.items() if layer}
+    if not inside:
+        return tuple(outside), {}
+    seen = called(model, twins)
+    modules = {name: model.get_submodule(name) for name in inside}
+    like = {name: twins.get(module, module) for name, module in modules.items()}
+    fixed = {name: why for name, module in like.items() if (why := _why(seen, module))}
+    groups: dict[tuple[type[nn.Module], Single], list[str]] = {}
+    for name, layer in inside.items():
+        if name not in fixed:
+            site = _inside(modules[name], _name_in(layer, name), _is_causal(layer, layers), *seen.calls[like[name]])
+            groups.setdefault((type(modules[name]), site), []).append(name)
+    units = [_unit(model, names, site) for (_, site), names in groups.items()]
+    return (*outside, *((path, unit) for unit in units for path in unit.paths)), fixed
+
+
+def _alone(model: nn.Module, layers: Sequence[Layer]) -> list[str]:
+    """The childless modules with a matrix that no unit has a site for."""
+    units = [pair for layer in layers for pair in layer.units]
+    sites = [(path, site) for path, unit in units for site in unit.sites if isinstance(site, Projection | Embedding)]
+    taken = {*(path for path, _ in units), *(f"{path}.{site.module}" for path, site in sites)}
+    return [name for name, module in model.named_modules() if name and name not in taken and _has_matrix(module)]
+
+
+def _has_matrix(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return not any(True for _ in module.children()) and isinstance(weight, nn.Parameter) and weight.dim() == 2
+
+
+def _unit(model: nn.Module, paths: Sequence[str], site: Single) -> Unit:
+    """A unit whose graph is a call of its base's forward."""
+    module = model.get_submodule(paths[0])
+    graph = fx.Graph()
+    parameter = list(inspect.signature(type(module).forward).parameters)[1]
+    given = graph.placeholder(parameter)
+    given.meta.update(names=[parameter], guard=())
+    node = graph.call_function(base_forward, (given,))
+    node.meta.update(names=[], guard=())
+    graph.output(node)
+    return Unit(type(module).__name__, type(module), graph, (site,), tuple(paths), fingerprint=fingerprint(graph))
+
+
+def _outside(model: nn.Module, path: str) -> Single:
+    module = model.get_submodule(path)
+    if isinstance(module, nn.Embedding):
+        return _embedding("embedding" if module is _input_embeddings(model) else path, module)
+    return _projection(path, module, transposed=not isinstance(module, nn.Linear))
+
+
+def _embedding(name: str, module: nn.Module) -> Embedding:
+    count, width = module.get_parameter("weight").shape
+    return Embedding(name, "", NODE, count, width)
+
+
+def _projection(
+    name: str, module: nn.Module, *, transposed: bool, causal: bool = False, flat: bool = False, turned: bool = False
+) -> Projection:
+    rows, columns = module.get_parameter("weight").shape
+    inputs, outputs = (rows, columns) if transposed else (columns, rows)
+    bias = getattr(module, "bias", None) is not None
+    return Projection(
+        name, "", NODE, NODE, inputs, outputs, bias=bias, transposed=transposed, flat=flat, turned=turned, causal=causal
+    )
+
+
+def _input_embeddings(model: nn.Module) -> nn.Module | None:
+    """The model's own answer; a model that is no library's may have none."""
+    try:
+        return model.get_input_embeddings() if isinstance(model, PreTrainedModel) else None
+    except NotImplementedError:
+        return None
+
+
+def _name_in(layer: Layer, name: str) -> str:
+    """A module's name inside its layer; the module's last name where it is one of the layer's paths itself."""
+    path = next(path for path in layer.paths if f"{name}.".startswith(f"{path}."))
+    return name.removeprefix(path).removeprefix(".") or name.rpartition(".")[2]
+
+
+def _inside(module: nn.Module, name: str, causal: bool, source: torch.Tensor, result: torch.Tensor) -> Single:
+    """The site of a module inside a layer, by what it made of its input."""
+    if isinstance(module, nn.Embedding):
+        return _embedding(name, module)
+    sizes = (source.shape[-1], result.shape[-1])
+    transposed = not isinstance(module, nn.Linear) and module.get_parameter("weight").shape == sizes
+    turned = result.dim() == 3 and result.shape[1] == POINTS[0].batch != result.shape[0]
+    return _projection(name, module, transposed=transposed, causal=causal, flat=result.dim() != 3, turned=turned)
+
+
+def _is_causal(layer: Layer, layers: Sequence[Layer]) -> bool:
+    units = (unit for other in layers if other.tower == layer.tower for _, unit in other.units)
+    return any(site.causal for unit in units for site in unit.sites)
+
+
+def _why(seen: Called, module: nn.Module) -> str | None:
+    """Why what is added to a module's output is no change of what its matrix does, or None."""
+    if seen.failed:
+        return f"its model does not run on example inputs: {seen.failed[0]}"
+    if module in seen.readers:
+        return f"{seen.readers[module]} reads its weight itself, and may do without its forward"
+    if module not in seen.calls:
+        return "its forward is never called"
+    return None if _maps(module, *seen.calls[module]) else f"{type(module).__name__} is no linear map and no embedding"
+
+
+def _maps(module: nn.Module, source: torch.Tensor, result: object) -> bool:
+    """Whether a result is a linear map of each vector of its source, or a row of the matrix for each index."""
+    weight = module.get_parameter("weight")
+    if not isinstance(result, torch.Tensor):
+        return False
+    if isinstance(module, nn.Embedding):
+        return result.shape == (*source.shape, weight.shape[1])
+    ends = sorted((source.shape[-1], result.shape[-1]))
+    return source.is_floating_point() and source.shape[:-1] == result.shape[:-1] and ends == sorted(weight.shape)

@@ -1,0 +1,81 @@
+"""Linear maps inside layers that have no role: places by module name, where their forward is all that reads them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from peftc.errors import PeftcError
+from peftc.trace import trace_model
+from tests.trace.nets import IDS, WIDTH, Block, attached, made
+
+
+class Routing(nn.Linear):
+    def forward(self, x: torch.Tensor) -> Any:
+        scores = super().forward(x)
+        return scores, scores.argmax(-1)
+
+
+class Mixing(nn.Module):
+    """A mixture that a kernel may compute in training, from a weight that it is handed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.out, self.idle = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.router = Routing(WIDTH, 2)
+
+    def fused(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor | None:
+        return None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores, _ = self.router(x.to(self.into.weight.dtype))
+        mixed = self.fused(x, self.out.weight) if self.training else None
+        if mixed is None:
+            mixed = self.out(torch.tanh(self.into(x)))
+        result: torch.Tensor = mixed * scores.amax(-1, keepdim=True)
+        return result
+
+
+class Mixed(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixing = Mixing()
+
+    def prepared(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        result: torch.Tensor = x + self.mixing(x)
+        return result
+
+
+def test_what_has_no_role_is_a_unit_of_its_own_or_says_why_not() -> None:
+    trace = trace_model(made(Mixed))
+    inside = [(path, unit) for path, unit in trace.others if path.startswith("blocks")]
+    assert [(path, unit.sites[0].name) for path, unit in inside] == [
+        ("blocks.0.mixing.into", "mixing.into"), ("blocks.1.mixing.into", "mixing.into"),
+    ]  # fmt: skip
+    assert len({id(unit) for _, unit in inside}) == 1
+    assert {path.removeprefix("blocks.0.mixing."): why for path, why in trace.fixed.items() if ".0." in path} == {
+        "out": "Mixing reads its weight itself, and may do without its forward",
+        "idle": "its forward is never called",
+        "router": "Routing is no linear map and no embedding",
+    }
+
+
+def test_where_nothing_can_be_added() -> None:
+    with pytest.raises(PeftcError, match=r"'blocks.0.mixing.out' .* is no place to attach: Mixing reads its weight"):
+        attached(made(Mixed), {"method": "lora", "modules": "*.mixing.out"})
+
+
+def test_an_addition_in_one_layer() -> None:
+    entry = {"method": "lora", "modules": "*.into", "layers": "1", "rank": 2, "gate": "token"}
+    model, changed = made(Mixed), attached(made(Mixed), entry)
+    added = {name: p for name, p in changed.named_parameters() if p.requires_grad}
+    assert {name.rpartition(".into_lora")[0] for name in added} == {"blocks.1.mixing.into"}
+    with torch.no_grad():
+        for parameter in added.values():
+            parameter.add_(0.3)
+    assert not torch.allclose(changed(IDS), model(IDS))
+    changed(IDS).sum().backward()
+    assert all(p.grad is not None and bool(p.grad.abs().max() > 0) for p in added.values())

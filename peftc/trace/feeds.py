@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -49,19 +49,23 @@ class Input:
 
 @dataclass(frozen=True)
 class Feed:
-    """What a model is called with: its inputs, the mask over the first of them that has one, and constants."""
+    """What a model is called with: its inputs, the mask over the first of them that has one, and constants.
+
+    `dtype` is that of what it sees or hears: a model in half precision takes pixels and sound in half precision.
+    """
 
     inputs: tuple[Input, ...]
     mask: str | None = None
     constants: Mapping[str, Any] = field(default_factory=dict)
+    dtype: torch.dtype = torch.float32
 
     def made(self, point: Point, device: torch.device, mask: bool) -> dict[str, Any]:
         """The keyword arguments at a point: zeros, and a mask that hides nothing."""
-        given = {i.name: zeros(i.shape(point), i.is_ids, device) for i in self.inputs}
+        given = {i.name: zeros(i.shape(point), torch.long if i.is_ids else self.dtype, device) for i in self.inputs}
         masked = next((i for i in self.inputs if i.axis is not None), None)
         if mask and self.mask and masked is not None and masked.axis is not None:
             sizes = (point.batch, masked.shape(point)[masked.axis])
-            given[self.mask] = zeros(sizes, True, device) + 1
+            given[self.mask] = zeros(sizes, torch.long, device) + 1
         return given | dict(self.constants)
 
     def later(self) -> Feed:
@@ -74,15 +78,21 @@ class Feed:
         return next((i.name for i in self.inputs if i.is_ids), None)
 
 
-def zeros(sizes: tuple[int, ...], ids: bool, device: torch.device) -> torch.Tensor:
-    """A tensor of ids, or of floats."""
-    return torch.zeros(sizes, dtype=torch.long if ids else torch.float32, device=device)
+def zeros(sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A tensor of ids, which are long, or of floats."""
+    return torch.zeros(sizes, dtype=dtype, device=device)
+
+
+def float_dtype(model: nn.Module) -> torch.dtype:
+    """The dtype that a model computes in, by its first parameter that holds fractions."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
 def feed(model: nn.Module) -> Feed:
     """The first of what a model may read that it answers to, at both points."""
     if model not in _FOUND:
-        _FOUND[model] = _answered(model, list(_candidates(model)))
+        dtype = float_dtype(model)
+        _FOUND[model] = _answered(model, [replace(candidate, dtype=dtype) for candidate in _candidates(model)])
     return _FOUND[model]
 
 
@@ -106,7 +116,7 @@ def _run(model: nn.Module, candidate: Feed, point: Point) -> None:
     device = next(model.parameters()).device
     given = candidate.made(point, device, mask=True)
     if is_paired(model):
-        given["decoder_input_ids"] = zeros((point.batch, point.length), True, device)
+        given["decoder_input_ids"] = zeros((point.batch, point.length), torch.long, device)
     with torch.no_grad(), shapes_only(), values_as_zeros():
         model(**given)
 

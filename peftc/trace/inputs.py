@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from peftc.trace.feeds import POINTS, Feed, Point, feed, is_paired, parameters, zeros
+from peftc.trace.feeds import POINTS, Feed, Point, feed, float_dtype, is_paired, parameters, zeros
 
 META = torch.device("meta")
 CACHE = "past_key_values"
@@ -91,9 +91,10 @@ def _heard(model: Any, point: Point, scenario: Scenario) -> dict[str, Any]:
     if scenario.alone or not _listens(model):
         return {}
     width = getattr(model.config, "cross_attention_hidden_size", None) or model.config.hidden_size
-    states = {"encoder_hidden_states": zeros((point.batch, point.source, width), False, META)}
-    masked = scenario.mask and "encoder_attention_mask" in parameters(model)
-    return states | ({"encoder_attention_mask": zeros((point.batch, point.source), True, META) + 1} if masked else {})
+    heard = {"encoder_hidden_states": zeros((point.batch, point.source, width), float_dtype(model), META)}
+    if scenario.mask and "encoder_attention_mask" in parameters(model):
+        heard["encoder_attention_mask"] = zeros((point.batch, point.source), torch.long, META) + 1
+    return heard
 
 
 def _takes_use_cache(model: nn.Module) -> bool:
@@ -124,10 +125,10 @@ def _kept(model: Any, run: Runner) -> str | None:
 def _given(model: nn.Module, reads: Feed, point: Point, before: int, mask: bool) -> dict[str, Any]:
     """What comes next, and a mask over that and what came before; with an encoder, ids and mask for both."""
     given = reads.made(point, META, mask)
-    everything = zeros((point.batch, before + point.length), True, META) + 1
+    everything = zeros((point.batch, before + point.length), torch.long, META) + 1
     if not is_paired(model):
         return given | ({str(reads.mask): everything} if before and mask and reads.mask else {})
-    given["decoder_input_ids"] = zeros((point.batch, point.length), True, META)
+    given["decoder_input_ids"] = zeros((point.batch, point.length), torch.long, META)
     masked = mask and "decoder_attention_mask" in parameters(model)
     return given | ({"decoder_attention_mask": everything} if masked else {})
 

@@ -68,6 +68,22 @@ def test_what_a_model_reads(name: str, inputs: Sequence[str], shape: list[tuple[
     assert [found.inputs[0].shape(point) for point in POINTS] == shape
 
 
+@pytest.mark.parametrize("name", ["whisper", "wav2vec2", "speech_to_text", "audio-spectrogram-transformer"])
+def test_a_model_in_half_precision_sees_and_hears_in_it(name: str) -> None:
+    usual, half = feed(made(name)), feed(made(name).to(torch.bfloat16))
+    assert [i.shape(point) for i in half.inputs for point in POINTS] == [
+        i.shape(point) for i in usual.inputs for point in POINTS
+    ]
+    assert half.made(POINTS[0], torch.device("meta"), mask=False)[half.inputs[0].name].dtype is torch.bfloat16
+
+
+def test_a_decoder_in_half_precision_hears_an_encoder_in_it() -> None:
+    config = AutoConfig.for_model("bert", **TEXT, is_decoder=True, add_cross_attention=True)
+    model: Any = from_config(config, "causal-lm")
+    trace = trace_model(model.to(torch.bfloat16))
+    assert all("cross.attention" in layer.site_names() for layer in trace.layers)
+
+
 def test_both_towers_of_a_model_for_pictures_and_text() -> None:
     trace = trace_model(made("clip"))
     assert trace.towers() == ("text", "vision")

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from peftc.trace.calls import Recording, watching
-from peftc.trace.feeds import POINTS, REFUSALS
+from peftc.trace.feeds import FAILURES, POINTS
 from peftc.trace.inputs import SCENARIOS, inputs
 from peftc.trace.meta import patched
 from peftc.trace.nested import tensors_in
@@ -43,7 +43,7 @@ def called(model: nn.Module, twins: Twins) -> Called:
         for training in (True, False):
             model.train(training)
             _run(model, twins, found)
-    except REFUSALS as refusal:
+    except FAILURES as refusal:
         found.failed.append(" ".join(str(refusal).split()))
     finally:
         for module, mode in before:

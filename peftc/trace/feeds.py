@@ -13,7 +13,10 @@ from torch import nn
 
 from peftc.trace.meta import shapes_only, values_as_zeros
 
-REFUSALS = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+# of a base's own forward, on inputs that it may not take
+FAILURES = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, NameError, RuntimeError, TypeError, ValueError,
+)  # fmt: skip
 SOUNDS = ("input_features", "input_values")
 WINDOW, STRIDE = 400, 320  # samples of the first frame of a wave, and between two frames
 SHRINKS = 8  # frames that convolutions may make one of
@@ -105,7 +108,7 @@ def _answered(model: nn.Module, candidates: list[Feed]) -> Feed:
         try:
             for point in POINTS:
                 _run(model, candidate, point)
-        except REFUSALS as refusal:
+        except FAILURES as refusal:
             refusals.append(refusal)
         else:
             return candidate

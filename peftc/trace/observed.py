@@ -11,12 +11,11 @@ from torch import nn
 
 from peftc.errors import PeftcError, Problem
 from peftc.trace.calls import Recorded, Recording, record
-from peftc.trace.feeds import POINTS, REFUSALS, Point, feed
+from peftc.trace.feeds import FAILURES, POINTS, Point, feed
 from peftc.trace.inputs import SCENARIOS, Scenario
 from peftc.trace.nested import tensors_in
 from peftc.trace.repeats import Twins, twins
 
-FAILURES = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 LONGEST = max(point.length + point.past for point in POINTS)
 Call = tuple[Recorded, ...]
 FURTHER = (1, 8, 64)  # times the second point's lengths
@@ -83,7 +82,7 @@ def _examples(model: nn.Module, alike: Twins) -> tuple[tuple[Point, Point], tupl
     first = _recorded(model, SCENARIOS[0], POINTS[0], alike)
     for factor in FURTHER if all(i.is_ids for i in feed(model).inputs) else ():
         second = replace(POINTS[1], length=POINTS[1].length * factor, source=POINTS[1].source * factor)
-        with suppress(*REFUSALS):
+        with suppress(*FAILURES):
             other = record(model, SCENARIOS[0], second, alike)
             if _differ(first, other):
                 return (POINTS[0], second), (first, other)

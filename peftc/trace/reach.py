@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from peftc.graph.sites import Layer
-from peftc.trace.feeds import POINTS, REFUSALS
+from peftc.trace.feeds import FAILURES, POINTS
 from peftc.trace.inputs import SCENARIOS, inputs
 from peftc.trace.meta import calls_answered, shapes_only, values_as_zeros
 from peftc.trace.nested import tensors_in
@@ -23,7 +23,7 @@ def reached(model: nn.Module) -> set[nn.Parameter]:
         for parameter, _ in before:
             parameter.requires_grad_(parameter.is_floating_point())
         return set(_behind(list(tensors_in(_answer(model)))))
-    except REFUSALS:
+    except FAILURES:
         return {parameter for parameter, _ in before}
     finally:
         for parameter, flag in before:

@@ -141,3 +141,14 @@ def test_a_decoder_that_listens_is_called_with_an_encoder_s_words_and_without() 
     heard = [call.named.get("encoder_hidden_states") for call in calls]
     assert [None if h is None else tuple(h.shape) for h in heard] == [(2, 9, 32)] * 7 + [None] * 7
     assert {"cross.q", "cross.attention"} <= {site.name for unit in trace_model(model).units for site in unit.sites}
+
+
+class Unbound(Refusing):
+    def forward(self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None = None) -> torch.Tensor:
+        if pixel_values is None:
+            seen = self.scale
+        return input_ids * seen
+
+
+def test_inputs_for_which_a_forward_forgets_a_variable_are_not_its_own() -> None:
+    assert [given.name for given in feed(Unbound()).inputs] == ["input_ids"]

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 
 from peftc.trace.calls import Recorded, Recording, record
 from peftc.trace.feeds import Point
@@ -77,6 +78,7 @@ class Filler:
     def __init__(self, seed: int, dtype: torch.dtype, added: bool) -> None:
         self.generator = torch.Generator().manual_seed(seed)
         self.dtype, self.added = dtype, added
+        self.objects: dict[int, Any] = {}
 
     def __call__(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
@@ -87,11 +89,16 @@ class Filler:
             return type(value)(self(item) for item in value)
         if isinstance(value, dict):
             return {key: self(item) for key, item in value.items()}
-        if any(base.__module__.startswith("transformers.cache_utils") for base in type(value).__mro__):
-            filled = copy.copy(value)
-            vars(filled).update({key: self(item) for key, item in vars(value).items()})
-            return filled
+        if _keeps(value):
+            return self._object(value)
         return self.dtype if value is torch.float32 else torch.device("cpu") if value == torch.device("meta") else value
+
+    def _object(self, value: Any) -> Any:
+        """A copy of a cache, or of an object that a model made to keep something: the same one wherever it is given."""
+        if id(value) not in self.objects:
+            self.objects[id(value)] = filled = copy.copy(value)
+            vars(filled).update({key: self(item) for key, item in vars(value).items()})
+        return self.objects[id(value)]
 
     def _tensor(self, value: torch.Tensor) -> torch.Tensor:
         if value.dtype == torch.bool:
@@ -115,6 +122,12 @@ class Filler:
         seen = torch.rand(shape, generator=self.generator) < 0.7
         seen[..., 0] = True
         return seen
+
+
+def _keeps(value: Any) -> bool:
+    """Whether a value is an object of a class that transformers or the model's own code defines, but its config."""
+    foreign = type(value).__module__.partition(".")[0] in ("builtins", "torch", "functools")
+    return hasattr(value, "__dict__") and not (foreign or isinstance(value, (type, nn.Module, PreTrainedConfig)))
 
 
 def real_module(module: nn.Module, seed: int) -> nn.Module:

@@ -84,15 +84,16 @@ def _whole_calls(view: View) -> list[AttentionCall]:
     for node in view.graph.nodes:
         if node.target is SDPA:
             named = inspect.signature(_sdpa).bind(*node.args, **node.kwargs).arguments
-            causal = named.get("is_causal")
-            found.append(
-                _call(view, node, [named[k] for k in ("query", "key", "value")], named.get("attn_mask"), causal)
-            )
+            found.append(_call(view, node, named, named.get("attn_mask"), named.get("is_causal")))
         elif node.target == "__call__" and isinstance(node.args[0], fx.Node) and node.args[0].target is lookup:
             given = [a for a in node.args[1:] if not isinstance(a, SelfReference)]
-            mask = given[3] if len(given) > 3 else node.kwargs.get("attention_mask")
-            found.append(_call(view, node, given[:3], mask, node.kwargs.get("is_causal")))
+            named = inspect.signature(_interface).bind(*given, **node.kwargs).arguments
+            found.append(_call(view, node, named, named.get("attention_mask"), node.kwargs.get("is_causal")))
     return found
+
+
+def _interface(query: Any, key: Any, value: Any, attention_mask: Any = None, *options: Any, **named: Any) -> None:
+    """What every function of transformers' attention interface takes after the module."""
 
 
 def _sdpa(
@@ -102,9 +103,9 @@ def _sdpa(
     """The signature of torch's attention, which is a builtin without one."""
 
 
-def _call(view: View, node: fx.Node, given: list[Any], mask: Any, causal: Any) -> AttentionCall:
+def _call(view: View, node: fx.Node, named: Mapping[str, Any], mask: Any, causal: Any) -> AttentionCall:
     seen = mask if isinstance(mask, fx.Node) else None
-    return AttentionCall(node, given[0], given[1], given[2], seen, is_causal(view, causal))
+    return AttentionCall(node, named["query"], named["key"], named["value"], seen, is_causal(view, causal))
 
 
 def is_causal(view: View, flag: Any) -> bool:

@@ -72,8 +72,8 @@ class Feed:
         return given | dict(self.constants)
 
     def later(self) -> Feed:
-        """What generation reads once the first tokens are in the cache."""
-        return Feed(tuple(i for i in self.inputs if i.is_ids), self.mask)
+        """What is read once the first tokens are in the cache: further ids, or more of what has none."""
+        return replace(self, inputs=tuple(i for i in self.inputs if i.is_ids) or self.inputs, constants={})
 
     @property
     def ids(self) -> str | None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from types import CodeType, FrameType
+from typing import Any
 
 import torch
+
+from peftc.trace.values import Value
 
 OWN = tuple(f"{folder}/" for folder in (Path(torch.__file__).parent, Path(__file__).parent))
 Position = tuple[int | None, int | None, int | None, int | None]
@@ -30,6 +34,23 @@ def user_frames(frame: FrameType | None, until: CodeType) -> Iterator[tuple[Code
     while frame is not None and frame.f_code is not until:
         if is_user(frame.f_code):
             yield frame.f_code, _positions(frame.f_code)[frame.f_lasti // 2]
+        frame = frame.f_back
+
+
+def source_key(kind: str, target: Any, args: Any, frame: FrameType, until: CodeType) -> tuple[Any, ...]:
+    """Where in the source a node was made: equal for the same place in another trace."""
+    item = args[1] if target is operator.getitem and isinstance(args[1], int) else None
+    where = tuple((code.co_qualname, position) for code, position in user_frames(frame, until))
+    return (kind, target if isinstance(target, str) else getattr(target, "__name__", ""), item, where)
+
+
+def note_names(frame: FrameType | None, until: CodeType) -> None:
+    """Remember which variables of the running forwards hold which proxies, the innermost call first."""
+    while frame is not None and frame.f_code is not until:
+        held = frame.f_locals if is_user(frame.f_code) else {}
+        for name, names in ((n, v.node.meta["names"]) for n, v in held.items() if type(v) is Value):
+            if name not in names:
+                names.append(name)
         frame = frame.f_back
 
 

@@ -9,7 +9,6 @@ import operator
 import sys
 from collections import OrderedDict
 from collections.abc import Collection, Hashable, Iterable, Sequence
-from types import FrameType
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from peftc.graph.branches import SelfReference, assume, enter, inputs, leave
 from peftc.trace.absent import absent
 from peftc.trace.constants import constant, is_cut, is_none
 from peftc.trace.extras import each_once, reads, wanted
-from peftc.trace.frames import caller, is_user, user_frames
+from peftc.trace.frames import caller, note_names, source_key
 from peftc.trace.remembered import Remembered
 from peftc.trace.state import held, is_stacked, restored
 from peftc.trace.values import (
@@ -78,7 +77,7 @@ class Tracer(fx.proxy.TracerBase):
                 positional.append(value)
         keywords |= self._read(keywords.get(EXTRA), reads(type(self.unit).forward))
         result = type(self.unit).forward(self.unit, *positional, **keywords)
-        self._note_names(sys._getframe(), result)
+        note_names(sys._getframe(), Tracer.trace.__code__)
         output = self.graph.output(self.create_arg(result))
         if any(map(is_cut, output.all_input_nodes)) and torch.is_grad_enabled():
             fail("it turns off the gradients of what it returns")
@@ -119,13 +118,13 @@ class Tracer(fx.proxy.TracerBase):
         frame = sys._getframe(1)
         lowered, keywords = self.create_arg(args), each_once(self.create_arg(kwargs))
         points = self._evaluate(kind, target, lowered, keywords)
-        fixed, key = constant(target, lowered, points), self._key(kind, target, lowered, frame)
+        fixed, key = constant(target, lowered, points), source_key(kind, target, lowered, frame, Tracer.trace.__code__)
         if fixed is not None and key not in self.varying:
             return fixed[0]
         node = self.graph.create_node(kind, target, lowered, keywords)
         node.meta.update(value=points, key=key, names=[], grad=torch.is_grad_enabled())
         node.meta["absent"] = absent(caller(frame), keywords, self.paths)
-        self._note_names(frame, None)
+        note_names(frame, Tracer.trace.__code__)
         value = Value(node, self)
         return self._told(value) if node.meta["key"] in self.known.missing else value
 
@@ -283,26 +282,3 @@ class Tracer(fx.proxy.TracerBase):
         if answers[0] != answers[1]:
             fail(f"{value.node} is used as a constant, but changes with the input's shape")
         return answers[0]
-
-    # -- where a node came from ----------------------------------------------------------------------------------
-
-    def _key(self, kind: str, target: Any, args: Any, frame: FrameType) -> tuple[Any, ...]:
-        """Where in the source a node was made: equal for the same place in another trace."""
-        item = args[1] if target is operator.getitem and isinstance(args[1], int) else None
-        where = tuple((code.co_qualname, position) for code, position in user_frames(frame, Tracer.trace.__code__))
-        return (kind, target if isinstance(target, str) else getattr(target, "__name__", ""), item, where)
-
-    def _note_names(self, frame: FrameType, result: Any) -> None:
-        """Remember which variables of the running forwards hold which proxies, outermost frame first."""
-        walk: FrameType | None = frame
-        while walk is not None and walk.f_code is not Tracer.trace.__code__:
-            if is_user(walk.f_code):
-                for name, value in walk.f_locals.items():
-                    if type(value) is Value:
-                        _prepend(value.node.meta["names"], name)
-            walk = walk.f_back
-
-
-def _prepend(names: list[str], name: str) -> None:
-    if name not in names:
-        names.append(name)

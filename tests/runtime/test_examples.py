@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 
 from peftc.runtime.examples import UNSEEN, Filler, Recordings
 from peftc.trace.calls import Recorded, Recording
@@ -38,3 +39,18 @@ def test_numbers_without_features_hide_or_show() -> None:
 def test_what_is_bool_stays_so_under_the_attention_that_was_recorded() -> None:
     for added, dtype in ((False, torch.bool), (True, torch.float32)):
         assert all(call["same"].dtype == dtype for call in filled(added=added))
+
+
+class Kept:
+    """What a model makes of its own to keep something between two calls."""
+
+    def __init__(self, states: torch.Tensor) -> None:
+        self.states, self.layers = states, {"first": states}
+
+
+def test_what_a_model_keeps_is_copied_once() -> None:
+    kept = Kept(torch.empty(2, 3, device="meta"))
+    named = Filler(1, torch.float32, added=False)({"one": kept, "other": [kept], "config": PreTrainedConfig()})
+    assert named["one"] is named["other"][0] is not kept
+    assert named["one"].states.device.type == named["one"].layers["first"].device.type == "cpu"
+    assert kept.states.is_meta

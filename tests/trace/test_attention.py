@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import BertConfig
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.bert.modeling_bert import eager_attention_forward
 
 from peftc.graph.sites import Attention
 from peftc.methods.prefix import Prefix
@@ -40,6 +43,29 @@ def test_parameters_that_are_always_given_tensors_of_one_length() -> None:
     assert alike([(Recorded({"q": one, "k": other, "mask": torch.empty(2, 7)}, {}),)]) == {"k": "q"}
     assert alike([(Recorded({"q": one, "k": longer}, {}),)]) == {}
     assert alike([(Recorded({"q": one, "k": one.long()}, {}),)]) == {}
+
+
+class Interface(nn.Module):
+    """Attention that names what it hands to transformers' interface, the mask first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = BertConfig()
+        self.config._attn_implementation = "eager"
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (p(x).unflatten(-1, (2, 4)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        out: Tensor = attend(self, attention_mask=None, value=v, key=k, query=q, scaling=0.5)[0]
+        return out
+
+
+def test_an_interface_that_is_called_by_names() -> None:
+    sites = {site.name: site for site in attention_sites(seen(Interface(), 8))}
+    assert {name: getattr(site, "module", None) for name, site in sites.items() if name in ("q", "k", "v")} == {
+        "q": "q_proj", "k": "k_proj", "v": "v_proj",
+    }  # fmt: skip
 
 
 class Routed(nn.Module):

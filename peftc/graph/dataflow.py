@@ -175,10 +175,11 @@ class Features:
     ones: tuple[int, ...] = ()
 
 
-def features(way: list[fx.Node], width: int) -> Features:
+def features(way: list[fx.Node], width: int) -> Features | None:
     """Which of a linear's features arrive at the end of a way: nodes in the graph's order, the linear first.
 
-    Parts that take several ways count together, as far as one node holds them all.
+    Parts that take several ways count together, as far as one node holds them all.  None where that node holds features
+    in one axis with examples or positions.
     """
     head, end = way[0], way[-1]
     shape = (*head.meta["value"][0].shape[:-1], width)
@@ -198,12 +199,14 @@ def _arrived(held: torch.Tensor, width: int) -> set[int]:
     return set((held % width).unique().tolist())
 
 
-def _laid_out(node: fx.Node, places: torch.Tensor, shape: tuple[int, ...]) -> Features:
+def _laid_out(node: fx.Node, places: torch.Tensor, shape: tuple[int, ...]) -> Features | None:
     """How a node holds features, from the place in the linear's output that each of its numbers came from."""
     width, lead = shape[-1], tuple(size for size in shape[:-1] if size > 1)
     coordinates = torch.unravel_index(places // width, lead)
     axes = [_varying_axis(c) for c in coordinates]
     free = [axis for axis in range(places.dim()) if axis not in axes]
+    if len(set(axes)) < len(axes):
+        return None
     moved = places.permute(*axes, *free) % width
     rows = tuple(moved[(0,) * len(lead)].flatten().tolist())
     if axes == list(range(len(shape) - 1)) and len(free) == 1:

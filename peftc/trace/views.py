@@ -12,6 +12,7 @@ from torch import fx, nn
 from peftc.graph import dataflow
 from peftc.graph.sites import Projection
 from peftc.trace.feeds import POINTS
+from peftc.trace.values import fail
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +87,8 @@ def projection(view: View, node: fx.Node, way: list[fx.Node]) -> Projection:
     sizes = linear_shape(module, node)
     assert sizes is not None
     held = dataflow.features(way, sizes[1])
+    if held is None:
+        fail(f"what {node} makes arrives in one axis with examples or positions")
     whole = len(held.rows) == sizes[1]
     again = (n.name for n in view.graph.nodes if n is not node and (n.op, n.target) == (node.op, node.target))
     return Projection(

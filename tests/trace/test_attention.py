@@ -20,6 +20,7 @@ from peftc.methods.prefix import Prefix
 from peftc.trace.attention import attention_sites
 from peftc.trace.calls import Recorded
 from peftc.trace.layers import alike
+from peftc.trace.values import TraceFailure
 from tests.trace.seen import seen
 
 
@@ -66,6 +67,25 @@ def test_an_interface_that_is_called_by_names() -> None:
     assert {name: getattr(site, "module", None) for name, site in sites.items() if name in ("q", "k", "v")} == {
         "q": "q_proj", "k": "k_proj", "v": "v_proj",
     }  # fmt: skip
+
+
+class Merged(nn.Module):
+    """Heads and examples in one axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(8, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, _ = x.shape
+        qkv = self.qkv(x).view(batch, length, 3, 2, 4).permute(2, 0, 3, 1, 4)
+        query, key, value = qkv.reshape(3, batch * 2, length, 4).unbind(0)
+        return nn.functional.scaled_dot_product_attention(query, key, value)
+
+
+def test_heads_and_examples_in_one_axis_are_said() -> None:
+    with pytest.raises(TraceFailure, match="what qkv makes arrives in one axis with examples"):
+        attention_sites(seen(Merged(), 8))
 
 
 class Routed(nn.Module):

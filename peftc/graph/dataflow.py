@@ -208,7 +208,10 @@ def _laid_out(node: fx.Node, places: torch.Tensor, shape: tuple[int, ...]) -> Fe
     if len(set(axes)) < len(axes):
         return None
     moved = places.permute(*axes, *free) % width
-    rows = tuple(moved[(0,) * len(lead)].flatten().tolist())
+    each = moved.reshape(-1, *moved.shape[len(lead) :])
+    if not bool((each == each[0]).all()):
+        return None
+    rows = tuple(each[0].flatten().tolist())
     if axes == list(range(len(shape) - 1)) and len(free) == 1:
         return Features(node, rows)
     source = {axis: position for position, axis in enumerate((*axes, *free))}

@@ -105,7 +105,9 @@ def _sdpa(
 
 def _call(view: View, node: fx.Node, named: Mapping[str, Any], mask: Any, causal: Any) -> AttentionCall:
     seen = mask if isinstance(mask, fx.Node) else None
-    return AttentionCall(node, named["query"], named["key"], named["value"], seen, is_causal(view, causal))
+    query, key, value = (named[name] for name in ("query", "key", "value"))
+    reason = None if key.meta["value"][0].dim() == 4 else "has keys that are not (batch, heads, length, width)"
+    return AttentionCall(node, query, key, value, seen, is_causal(view, causal), reason)
 
 
 def is_causal(view: View, flag: Any) -> bool:
@@ -165,8 +167,8 @@ def _attention(view: View, call: AttentionCall, x: fx.Node, cross: str) -> Atten
     if isinstance(written, Written):
         heads, key_width, value_width = written.heads, written.key_width, written.value_width
     else:
-        heads, key_width = call.key.meta["value"][0].shape[1], call.key.meta["value"][0].shape[-1]
-        value_width = call.value.meta["value"][0].shape[-1]
+        key, value_width = call.key.meta["value"][0].shape, call.value.meta["value"][0].shape[-1]
+        heads, key_width = key[1] if len(key) == 4 else 1, key[-1]
     return Attention(
         name=f"{cross}attention", node=call.node.name, key=call.key.name, value=call.value.name,
         mask_value=call.mask.name if call.mask is not None else None, input=x.name, width=width_of(x),

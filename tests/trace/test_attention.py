@@ -15,7 +15,7 @@ from transformers import BertConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert.modeling_bert import eager_attention_forward
 
-from peftc.graph.sites import Attention
+from peftc.graph.sites import Attention, Projection
 from peftc.methods.prefix import Prefix
 from peftc.trace.attention import attention_sites
 from peftc.trace.calls import Recorded
@@ -86,6 +86,23 @@ class Merged(nn.Module):
 def test_heads_and_examples_in_one_axis_are_said() -> None:
     with pytest.raises(TraceFailure, match="what qkv makes arrives in one axis with examples"):
         attention_sites(seen(Merged(), 8))
+
+
+class Single(nn.Module):
+    """One head, without an axis for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(8, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.scaled_dot_product_attention(*self.qkv(x).chunk(3, dim=-1))
+
+
+def test_one_head_without_an_axis_takes_no_prefix() -> None:
+    *linears, attention = attention_sites(seen(Single(), 8))
+    assert {s.name: s.outputs for s in linears if isinstance(s, Projection)} == {"q": 8, "k": 8, "v": 8}
+    assert "has keys that are not (batch, heads, length, width)" in str(Prefix(length=2).refusal(attention))
 
 
 class Routed(nn.Module):

@@ -14,6 +14,7 @@ METHODS = {
     "lora": "LoRA", "adapter": "adapter", "prefix": "prefix", "ia3": "(IA)³", "bitfit": "BitFit", "all": "all together",
     "load": "loaded",
 }  # fmt: skip
+THREE = "all three"
 PEERS = {"lora": "peft: LoRA", "prefix": "peft: prefix"}
 EVERYWHERE = ("lora", "adapter", "prefix", "all", "load")  # where there are attention and a feed-forward
 MARKS = {"ok": "yes", "none": "no place", "fails": "**no**"}
@@ -28,9 +29,10 @@ updates `docs/coverage.json` row by row and writes this page from it.  The types
 
 **yes**: `peftc.attach` keeps the laws.  At initialisation the output is the base's (prefix apart); after the additions
 moved it is another; every addition in every layer has a gradient; as many parameters train as the formula says; greedy
-generation is the same with and without a cache (where the base's is).  LoRA stands on q and v, an adapter after the
-feed-forward, a prefix on every attention.  **all together**: every method that has a place, in one model, with the
-proof that a compile runs.  **loaded**: the emitted files, loaded from a folder on the saved base, are the attached
+generation is the same with and without a cache (where the base's is); a step of training along the gradients lowers a
+loss and leaves what is frozen as it is.  LoRA stands on q and v, an adapter after the feed-forward, a prefix on every
+attention; **all three** holds where each of them does.  **all together**: every method that has a place, in one model,
+with the proof that a compile runs.  **loaded**: the emitted files, loaded from a folder on the saved base, are the attached
 model.  **no place**: the model has no such site (no attention, no bias, …).  **peft** is huggingface/peft with its own
 defaults on the same model: attached, with an effect, and with a gradient in everything that it trains.
 
@@ -75,9 +77,11 @@ def complete(row: Row) -> bool:
 
 def _summary(rows: list[Row]) -> str:
     lines = ["## Summary", "", "Types with attention and a feed-forward:", ""]
-    names = [*METHODS.values(), *PEERS.values()]
+    names = [THREE, *METHODS.values(), *PEERS.values()]
     lines += [f"| | types | {' | '.join(names)} |", "|---|---:|" + "---:|" * len(names)]
-    groups = {"text": [r for r in rows if r["kind"] in TEXT], "other": [r for r in rows if r["kind"] not in TEXT]}
+    groups: dict[str, list[Row]] = {"text": []}
+    for row in rows:
+        groups.setdefault("text" if row["kind"] in TEXT else row["kind"], []).append(row)
     for label, members in groups.items():
         whole = [row for row in members if complete(row)]
         if whole:
@@ -88,7 +92,11 @@ def _summary(rows: list[Row]) -> str:
 def _shares(rows: list[Row]) -> list[str]:
     cells = {method: [_cell(row, method) for row in rows] for method in METHODS}
     peers = [[_peer(row, method) for row in rows] for method in PEERS]
+    held = [
+        set(three) == {MARKS["ok"]} for three in zip(*(cells[m] for m in ("lora", "adapter", "prefix")), strict=True)
+    ]
     return [
+        _share([MARKS["ok" if three else "fails"] for three in held], True),
         *(_share(column, method in EVERYWHERE) for method, column in cells.items()),
         *(_share(p, True) for p in peers),
     ]

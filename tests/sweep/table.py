@@ -14,7 +14,7 @@ METHODS = {
     "lora": "LoRA", "adapter": "adapter", "prefix": "prefix", "ia3": "(IA)³", "bitfit": "BitFit", "all": "all together",
     "load": "loaded",
 }  # fmt: skip
-THREE = "all three"
+THREE = ("lora", "adapter", "prefix")
 PEERS = {"lora": "peft: LoRA", "prefix": "peft: prefix"}
 EVERYWHERE = ("lora", "adapter", "prefix", "all", "load")  # where there are attention and a feed-forward
 MARKS = {"ok": "yes", "none": "no place", "fails": "**no**"}
@@ -32,9 +32,9 @@ moved it is another; every addition in every layer has a gradient; as many param
 generation is the same with and without a cache (where the base's is); a step of training along the gradients lowers a
 loss and leaves what is frozen as it is.  LoRA stands on q and v, an adapter after the feed-forward, a prefix on every
 attention; **all three** holds where each of them does.  **all together**: every method that has a place, in one model,
-with the proof that a compile runs.  **loaded**: the emitted files, loaded from a folder on the saved base, are the attached
-model.  **no place**: the model has no such site (no attention, no bias, …).  **peft** is huggingface/peft with its own
-defaults on the same model: attached, with an effect, and with a gradient in everything that it trains.
+with the proof that a compile runs.  **loaded**: the emitted files, loaded from a folder on the saved base, are the
+attached model.  **no place**: the model has no such site (no attention, no bias, …).  **peft** is huggingface/peft with
+its own defaults on the same model: attached, with an effect, and with a gradient in everything that it trains.
 
 A row is as old as its last run, which may be older than the compiler beside it; types without a row have not run yet.
 """
@@ -77,7 +77,7 @@ def complete(row: Row) -> bool:
 
 def _summary(rows: list[Row]) -> str:
     lines = ["## Summary", "", "Types with attention and a feed-forward:", ""]
-    names = [THREE, *METHODS.values(), *PEERS.values()]
+    names = ["all three", *METHODS.values(), *PEERS.values()]
     lines += [f"| | types | {' | '.join(names)} |", "|---|---:|" + "---:|" * len(names)]
     groups: dict[str, list[Row]] = {"text": []}
     for row in rows:
@@ -92,11 +92,9 @@ def _summary(rows: list[Row]) -> str:
 def _shares(rows: list[Row]) -> list[str]:
     cells = {method: [_cell(row, method) for row in rows] for method in METHODS}
     peers = [[_peer(row, method) for row in rows] for method in PEERS]
-    held = [
-        set(three) == {MARKS["ok"]} for three in zip(*(cells[m] for m in ("lora", "adapter", "prefix")), strict=True)
-    ]
+    three = [MARKS["ok" if {_cell(row, method) for method in THREE} == {MARKS["ok"]} else "fails"] for row in rows]
     return [
-        _share([MARKS["ok" if three else "fails"] for three in held], True),
+        _share(three, True),
         *(_share(column, method in EVERYWHERE) for method, column in cells.items()),
         *(_share(p, True) for p in peers),
     ]

@@ -9,7 +9,7 @@ from types import FunctionType
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from peftc.graph import dataflow
 from peftc.graph.branches import SelfReference, lookup
@@ -177,8 +177,21 @@ def _attention(view: View, call: AttentionCall, x: fx.Node, cross: str) -> Atten
 
 
 def _part(view: View, argument: fx.Node) -> Projection | None:
-    """The nearest linear before an attention's argument, and the rows of it that arrive; of several, the largest."""
-    nearest = [argument] if view.is_linear(argument) else dataflow.upstream(view.flow, argument, view.is_linear)
+    """The nearest linear before an attention's argument, and the rows of it that arrive; of several, the largest.
+
+    What linears make for a module with linears of its own stands behind those.
+    """
+
+    def makes(node: fx.Node) -> bool:
+        return view.is_linear(node) or _has_linears(view, node)
+
+    nearest = [argument] if makes(argument) else dataflow.upstream(view.flow, argument, makes)
+    nearest = [node for node in nearest if view.is_linear(node)]
     ways = [dataflow.between(view.flow, n, argument, but=[m for m in nearest if m is not n]) for n in nearest]
     parts = [projection(view, linear, way) for linear, way in zip(nearest, ways, strict=True)]
     return max(parts, key=lambda part: part.outputs, default=None)
+
+
+def _has_linears(view: View, node: fx.Node) -> bool:
+    module = view.called(node)
+    return module is not None and any(isinstance(m, nn.Linear) for m in module.modules() if m is not module)

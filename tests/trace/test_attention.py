@@ -195,3 +195,22 @@ def test_a_function_of_query_key_and_value_attends(name: str) -> None:
     assert modules == ["one", "two", "three"]
     assert isinstance(found["attention"], Attention)
     assert "by a function of the model's own" in (Prefix().refusal(found["attention"]) or "")
+
+
+class Compressing(nn.Module):
+    """Attends to what a module of several linears makes of a wide state, beside its own keys."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.query, self.both = nn.Linear(8, 16), nn.Linear(16, 4), nn.Linear(8, 4)
+        self.compress = nn.Sequential(nn.Linear(16, 4), nn.Tanh(), nn.Linear(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = self.wide(x)
+        states = torch.cat([self.both(x), self.compress(wide)], 1)
+        return torch.bmm(torch.softmax(torch.bmm(self.query(wide), states.transpose(1, 2)), -1), states)
+
+
+def test_what_linears_make_for_a_module_of_linears_are_no_keys() -> None:
+    found = {site.name: site for site in attention_sites(seen(Compressing(), 8, leaves=["compress"]))}
+    assert [getattr(found[part], "module", "") for part in "qkv"] == ["query", "both", "both"]

@@ -15,7 +15,7 @@ from peftc import modules
 from peftc.errors import Defect
 from peftc.graph import joints, slots
 from peftc.graph.branches import choose, end_of, leave
-from peftc.graph.sites import Attention, Embedding, Projection, Site, Sublayer, Written
+from peftc.graph.sites import Attention, Embedding, Projection, Site, Sublayer, Windowed, Written
 
 if TYPE_CHECKING:
     from peftc.methods.base import ModuleCall
@@ -229,7 +229,7 @@ class Editor:
         """The node to stand behind, and the node whose guard to share."""
         if isinstance(self._site, Attention):
             written = self._site.written
-            start = self.node(written.softmax if isinstance(written, Written) else self._site.node)
+            start = self.node(written.softmax if isinstance(written, Written | Windowed) else self._site.node)
             return start.prev, start
         output = self._at_level(self._site, BESIDE if isinstance(self._site, Sublayer) else WEIGHT)
         return output, output

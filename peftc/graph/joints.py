@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from operator import getitem, neg
 from typing import TYPE_CHECKING
 
 import torch
 from torch import fx
-from torch.fx.node import Argument
+from torch.fx.node import Argument, Target
 
 from peftc import modules
 from peftc.graph import dataflow, slots
-from peftc.graph.sites import PLAIN, TURNED, Attention, Copied, Written
+from peftc.graph.branches import end_of
+from peftc.graph.sites import PLAIN, TURNED, Attention, Copied, Windowed, Written
 
 if TYPE_CHECKING:
     from peftc.graph.editor import Editor
@@ -21,8 +23,37 @@ def join(edit: Editor, site: Attention, tables: fx.Node, gate: fx.Node | None) -
     """Let the attention, and nothing else, read the keys and values of `tables` before its own."""
     if isinstance(site.written, Written):
         _join_products(edit, site, site.written, tables, gate)
+    elif isinstance(site.written, Windowed):
+        _join_window(edit, site.written, tables, gate)
     else:
         _join_call(edit, site, tables, gate)
+
+
+def _join_window(edit: Editor, window: Windowed, tables: fx.Node, gate: fx.Node | None) -> None:
+    """softmax([query P_K', scores]), whose first weights meet P_V, and the others what all of them met before."""
+    softmax, weights, output = map(edit.node, (window.softmax, window.weights, window.output))
+    scores = dataflow.tensors(softmax)[0]
+    first = edit.apply("prefix_scores", edit.node(window.query), tables, *_given(gate))
+    first.meta["names"] = ["prefix_scores"]
+    wider = edit.insert("call_function", torch.cat, ((first, scores), -1), softmax)
+    _instead(edit, softmax, scores, wider, "scores")
+    edit.comment(wider)
+    own = _behind(edit, weights, modules.without_prefix, weights, tables)
+    learnt = _behind(edit, output, modules.prefix_sum, weights, tables, *_given(gate))
+    total = _behind(edit, learnt, modules.added, output, learnt)
+    for new, old in ((own, weights), (total, output)):
+        edit.take_over(new, old)
+        old.replace_all_uses_with(new, delete_user_cb=_later(new, (learnt,)))
+    edit.comment(total)
+
+
+def _behind(edit: Editor, node: fx.Node, function: Target, *args: Argument) -> fx.Node:
+    return edit.insert("call_function", function, args, end_of(node).next)
+
+
+def _later(node: fx.Node, but: Collection[fx.Node]) -> Callable[[fx.Node], bool]:
+    """Whether another node stands behind this one, some left out."""
+    return lambda user: node < user and user not in but
 
 
 def _join_call(edit: Editor, site: Attention, tables: fx.Node, gate: fx.Node | None) -> None:

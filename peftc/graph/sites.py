@@ -89,6 +89,24 @@ class Written:
 
 
 @dataclass(frozen=True)
+class Windowed:
+    """An attention that is written out, in which each query reads other keys: (batch, length, heads, …) throughout.
+
+    `softmax` reads the products of the rows of `query` with some keys; `weights` is what it makes, as the values meet
+    it, and `output` what they make together.
+    """
+
+    query: str
+    softmax: str
+    weights: str
+    output: str
+    heads: int
+    key_width: int
+    value_width: int
+    turned: bool = False
+
+
+@dataclass(frozen=True)
 class Attention:
     """One attention's keys and values: `node` is the call, whose arguments include `key`, `value` and `mask_value`.
 
@@ -107,7 +125,7 @@ class Attention:
     kv_heads: int
     key_width: int
     value_width: int
-    written: Written | str | None = None
+    written: Written | Windowed | str | None = None
     causal: bool = False
     mask: str | None = None
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from peftc.graph.sites import Attention, Projection, Site, Sublayer, Written
+from peftc.graph.sites import Attention, Projection, Site, Sublayer, Windowed, Written
 from peftc.methods.call import Cost, ModuleCall
 
 Kind = Literal["sequence", "masked", "token", "constant", "central"]
@@ -81,5 +81,5 @@ class Gate(BaseModel):
 def _is_turned(site: Site) -> bool:
     """Whether the length of what a gate would read stands before the batch."""
     if isinstance(site, Attention):
-        return isinstance(site.written, Written) and site.written.turned
+        return isinstance(site.written, Written | Windowed) and site.written.turned
     return isinstance(site, Projection | Sublayer) and site.turned

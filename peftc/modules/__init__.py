@@ -7,6 +7,7 @@ from peftc.modules.ia3 import IA3
 from peftc.modules.layout import prefix_like
 from peftc.modules.lora import LoRA, LoRAEmbedding
 from peftc.modules.prefix import Prefix, PrefixSlice, PrefixTrunk, beside_prefix, with_prefix
+from peftc.modules.window import prefix_scores, prefix_sum, without_prefix
 
 __all__ = [
     "IA3",
@@ -24,5 +25,8 @@ __all__ = [
     "added",
     "beside_prefix",
     "prefix_like",
+    "prefix_scores",
+    "prefix_sum",
     "with_prefix",
+    "without_prefix",
 ]

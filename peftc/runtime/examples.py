@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from transformers import PreTrainedConfig
 
 from peftc.trace.calls import Recorded, Recording, record
@@ -26,13 +26,20 @@ class Recordings:
     found: Mapping[tuple[Scenario, Point], Recording]
     twins: Twins
 
-    def calls(self, module: nn.Module) -> Iterator[tuple[str, Recorded]]:
-        """A description and the call, for each recording that reaches the module."""
+    def calls(self, module: nn.Module, traced: fx.Graph) -> Iterator[tuple[str, Recorded]]:
+        """A description and the call, for each recording that reaches the module, whose trace is given.
+
+        What has no features is told by another size of the same scenario, or by the examples of the trace: a model
+        may pad both sizes to the same length.
+        """
+        points = {str(n.target): n.meta["value"] for n in traced.nodes if n.op == "placeholder"}
+        flat = {name for name, (one, other) in points.items() if _is_per_position(one, other)}
         run = self.twins.get(module, module)
         found = {pair: recording.calls[run] for pair, recording in self.found.items() if run in recording.calls}
         for (scenario, point), call in found.items():
             other = next((c for (s, p), c in found.items() if s == scenario and p != point), call)
             named, extra = _marked(dict(call.named), dict(other.named)), _marked(dict(call.extra), dict(other.extra))
+            named |= {n: PerPosition(t.shape) for n in flat if isinstance(t := named.get(n), torch.Tensor)}
             yield f"{point.batch} x {point.length}, {scenario}", Recorded(named, extra)
 
 

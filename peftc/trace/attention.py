@@ -13,10 +13,11 @@ from torch import fx, nn
 
 from peftc.graph import dataflow
 from peftc.graph.branches import SelfReference, lookup
-from peftc.graph.sites import Attention, Projection, Site, Written
+from peftc.graph.sites import Attention, Projection, Site, Windowed, Written
 from peftc.trace.nested import tensors_in
 from peftc.trace.probes import SDPA
 from peftc.trace.views import View, find, output_projection, parameter_behind, projection, read_by, width_of
+from peftc.trace.windowed import windowed
 from peftc.trace.written import Found, attentions, joint
 
 
@@ -163,8 +164,8 @@ def _shared_input(view: View, *readers: fx.Node) -> fx.Node | None:
 
 def _attention(view: View, call: AttentionCall, x: fx.Node, cross: str) -> Attention:
     causal = call.causal and not cross
-    written = joint(view, call.written, x, causal) if isinstance(call.written, Found) else call.written
-    if isinstance(written, Written):
+    written = joined(view, call.written, x, causal) if isinstance(call.written, Found) else call.written
+    if isinstance(written, Written | Windowed):
         heads, key_width, value_width = written.heads, written.key_width, written.value_width
     else:
         key, value_width = call.key.meta["value"][0].shape, call.value.meta["value"][0].shape[-1]
@@ -174,6 +175,12 @@ def _attention(view: View, call: AttentionCall, x: fx.Node, cross: str) -> Atten
         mask_value=call.mask.name if call.mask is not None else None, input=x.name, width=width_of(x),
         kv_heads=heads, key_width=heads * key_width, value_width=heads * value_width, written=written,
     )  # fmt: skip
+
+
+def joined(view: View, found: Found, x: fx.Node, causal: bool) -> Written | Windowed | str:
+    """How learnt keys and values join an attention that is written out: its products, or beside them; or why not."""
+    products = joint(view, found, x, causal)
+    return products if isinstance(products, Written) else windowed(view, found, x) or products
 
 
 def _part(view: View, argument: fx.Node) -> Projection | None:

@@ -75,12 +75,12 @@ def _joint(view: View, found: Found, x: fx.Node, causal: bool) -> Written | str:
         return "its keys and values are not (batch, heads, …) in both of its products"
     if not over_keys(view, found.softmax):
         return "its softmax is not over the last axis"
-    if _weighed_again(view, found):
+    if weighed_again(view, found):
         return "another softmax weighs its keys too"
     chain = _Chain(view, found.scores, causal)
     weights = _weights(view, found)
     reasons = [*map(chain.take, dataflow.between(view.flow, found.scores, found.softmax)[1:-1])]
-    reasons += [_unpassed(view, node, {found.softmax, *weights}) for node in weights]
+    reasons += [unpassed(view, node, {found.softmax, *weights}) for node in weights]
     masks = tuple(node.name for node in weights if _masks(node, {found.softmax, *weights}))
     if reason := next(filter(None, reasons), None):
         return reason
@@ -93,7 +93,7 @@ def _joint(view: View, found: Found, x: fx.Node, causal: bool) -> Written | str:
     )  # fmt: skip
 
 
-def _weighed_again(view: View, found: Found) -> bool:
+def weighed_again(view: View, found: Found) -> bool:
     """Whether what is made for the keys alone goes into the scores of another softmax over the same."""
     before = view.flow.reverse(copy=False)
     others = dataflow.reached(before, found.query) | dataflow.reached(before, found.value)
@@ -197,12 +197,12 @@ def _per_key(other: fx.Node, node: fx.Node) -> bool:
     return any(o.dim() > 0 and o.shape[-1] != 1 and n.shape[-1] != 1 for o, n in pairs)
 
 
-def _unpassed(view: View, node: fx.Node, weights: set[fx.Node]) -> str | None:
+def unpassed(view: View, node: fx.Node, weights: set[fx.Node]) -> str | None:
     """The reason why the weights of more keys could not pass a node, or None."""
     others = [n for n in dataflow.tensors(node) if n not in weights and dataflow.name_of(node) != "type_as"]
     scales = dataflow.name_of(node) in SCALING and not any(_per_key(n, node) for n in others)
     moves = dataflow.is_move(node) and (_is_item(node) or _keeps_last(node))
-    passes = _is_plain(view, node) or scales or moves or _masks(node, weights)
+    passes = _is_plain(view, node) or scales or moves or _masks(node, weights) or _fills_rows(node, weights)
     if node.target is choose or not dataflow.holds_tensor(node) or passes:
         return None
     return f"its weights pass {dataflow.name_of(node)}"
@@ -214,6 +214,14 @@ def _masks(node: fx.Node, weights: set[fx.Node]) -> bool:
         return False
     mask = node.args[1]
     return isinstance(mask, fx.Node) and mask not in weights and _per_key(mask, node)
+
+
+def _fills_rows(node: fx.Node, weights: set[fx.Node]) -> bool:
+    """Whether a node fills all weights of the queries that a mask names."""
+    if dataflow.name_of(node) not in ("masked_fill", "masked_fill_") or node.args[0] not in weights:
+        return False
+    mask = node.args[1]
+    return isinstance(mask, fx.Node) and mask not in weights and not _per_key(mask, node)
 
 
 def _is_item(node: fx.Node) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from transformers import PreTrainedConfig
 
 from peftc.runtime.examples import UNSEEN, Filler, Recordings
@@ -18,13 +18,21 @@ def recorded(point: Point) -> dict[str, Any]:
     """What a unit may be called with: states, a mask among other things, and which positions belong together."""
     batch, length = point.batch, point.length
     states, mask = (torch.empty(*sizes, device="meta") for sizes in ((batch, length, 6), (batch, 1, length, length)))
-    return {"states": states, "inputs": (states, mask), "same": torch.empty(mask.shape, dtype=torch.bool)}
+    return {"states": states, "inputs": (states, mask), "same": torch.empty(mask.shape, dtype=torch.bool),
+            "padded": torch.empty(batch, 32, device="meta")}  # fmt: skip
+
+
+def traced() -> fx.Graph:
+    """The trace of a unit that is given one number for each position, of two examples."""
+    graph = fx.Graph()
+    graph.placeholder("padded").meta["value"] = torch.empty(2, 8, device="meta"), torch.empty(3, 16, device="meta")
+    return graph
 
 
 def filled(*, added: bool) -> list[dict[str, Any]]:
     module = nn.Identity()
     found = {(SCENARIOS[0], p): Recording({module: Recorded(recorded(p), {})}) for p in UNSEEN}
-    calls = [dict(call.named) for _, call in Recordings(found, {}).calls(module)]
+    calls = [dict(call.named) for _, call in Recordings(found, {}).calls(module, traced())]
     assert len(calls) == len(UNSEEN)
     return [Filler(1, torch.float32, added)(call) for call in calls]
 
@@ -34,6 +42,10 @@ def test_numbers_without_features_hide_or_show() -> None:
         states, mask = call["inputs"]
         assert set(mask.unique().tolist()) == {0.0, 1.0}
         assert len(states.unique()) == states.numel()
+
+
+def test_what_is_padded_to_one_length_at_both_sizes() -> None:
+    assert all(set(call["padded"].unique().tolist()) == {0.0, 1.0} for call in filled(added=False))
 
 
 def test_what_is_bool_stays_so_under_the_attention_that_was_recorded() -> None:

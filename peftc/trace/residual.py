@@ -39,7 +39,7 @@ def joins(view: View, node: fx.Node, attends: set[fx.Node]) -> bool:
     if is_flat(node):
         return taken_in(view, node) is not None
     ways = _ways(view, node)
-    made = [computes(view, way) for way in ways]
+    made = [computes(view, way) and not _mixes_streams(view, node, way[-1]) for way in ways]
     return not ways or (any(made) and (not all(made) or any(attends.intersection(way) for way in ways)))
 
 
@@ -49,10 +49,18 @@ def taken_in(view: View, node: fx.Node, attends: Collection[fx.Node] = ()) -> fx
     Where an attention joined the stream from the same input before, it is the side that no attention made.
     """
     ways = _ways(view, node) if _adds(view, node) else []
-    made = [way for way in ways if computes(view, way)]
+    made = [way for way in ways if computes(view, way) and not _mixes_streams(view, node, way[-1])]
     if len(made) == 2:
         made = [way for way in made if not set(attends).intersection(way)] if attends else []
     return made[0][-1] if len(made) == 1 else None
+
+
+def _mixes_streams(view: View, total: fx.Node, side: fx.Node) -> bool:
+    """Whether a side of a sum is a matrix times what the other is made from, (…, streams, width): features stay."""
+    if dataflow.name_of(side) not in PRODUCTS - {"linear", "einsum"} or side.meta["value"][0].dim() < 4:
+        return False
+    before, others = view.flow.reverse(copy=False), [other for other in operands(total) if other is not side]
+    return any(side.args[-1] in dataflow.reached(before, other) for other in others)
 
 
 def origin(view: View, total: fx.Node) -> fx.Node | None:

@@ -256,3 +256,25 @@ def test_the_feed_forward_of_the_stream_that_goes_on() -> None:
     found = sites(TwoStreams(), WIDTH)["ffn"]
     assert isinstance(found, Sublayer)
     assert (found.output, found.residual) == ("down", "x")
+
+
+class Streams(nn.Module):
+    """Two streams, mixed by a matrix that they make; what the feed-forward makes of both joins each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.up, self.down = nn.Linear(WIDTH, 4), nn.Linear(WIDTH, 12), nn.Linear(12, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        streams = torch.stack([x, x.tanh()], 2)
+        collapsed = streams.sum(2)
+        made = self.down(functional.relu(self.up(collapsed)))
+        streams = torch.matmul(self.mix(collapsed).unflatten(-1, (2, 2)), streams)
+        joined: Tensor = made.unsqueeze(2) * self.mix(collapsed)[..., :2, None] + streams
+        return joined
+
+
+def test_streams_that_are_mixed_are_the_residual() -> None:
+    ffn = sites(Streams(), WIDTH)["ffn"]
+    assert isinstance(ffn, Sublayer)
+    assert (ffn.output, ffn.residual, ffn.sum) == ("mul", "matmul", "add")

@@ -83,16 +83,16 @@ class Alike(Flows):
     beside = False
 
 
-def prefixed(kind: type[Written]) -> Tensor:
+def prefixed(kind: type[Written], **settings: str) -> Tensor:
     """What a model gives with a prefix whose tables are no longer small."""
     model: Any = made(Block)
     for block in model.blocks:
         attention = kind()
         attention.load_state_dict(block.attention.state_dict())
         block.attention = attention
-    changed = peftc.attach(copy.deepcopy(model), spec([{"method": "prefix", "length": 3}]))
+    changed = peftc.attach(copy.deepcopy(model), spec([{"method": "prefix", "length": 3, **settings}]))
     with torch.no_grad():
-        move((p for name, p in changed.named_parameters() if "_prefix." in name), by=1.0)
+        move((p for name, p in changed.named_parameters() if "_prefix" in name), by=1.0)
         made_of: Tensor = changed(IDS)
         assert not torch.allclose(made_of, model(IDS), atol=1e-2)
     return made_of

@@ -65,6 +65,10 @@ def test_a_prefix_is_that_of_masked_keys() -> None:
     torch.testing.assert_close(prefixed(Banded), prefixed(Masked))
 
 
+def test_a_gate_scales_learnt_keys_and_values() -> None:
+    torch.testing.assert_close(prefixed(Banded, gate="sequence"), prefixed(Masked, gate="sequence"))
+
+
 @pytest.mark.parametrize("kind", [Uneven, Summed])
 def test_what_makes_no_products_with_single_keys_is_refused(kind: type[nn.Module]) -> None:
     assert "are not (batch, heads" in (Prefix().refusal(found(kind)) or "")

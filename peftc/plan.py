@@ -98,7 +98,7 @@ def resolve(spec: Spec, trace: Trace) -> Plan:
         gates=_gates(placements, attributes),
         shared=_shared(placements, trace, attributes),
         selections=(*selections, *([Selection(None, "train", parts)] if parts else ())),
-        notes=(*_notes(spec), *_no_layers(trace)),
+        notes=(*_notes(spec), *(note for entry in entries for note in entry.notes()), *_no_layers(trace)),
         hash="",
     )
     return replace(plan, hash=plan_hash(plan))

@@ -12,7 +12,7 @@ from peftc.graph.sites import Embedding, Layer, Projection, Site, Trace, Unit, a
 from peftc.methods.base import Method
 from peftc.spec.complaints import closest
 from peftc.spec.document import Step
-from peftc.spec.layers import LayersError, select
+from peftc.spec.layers import LayersError, select, written
 from peftc.spec.schema import Spec
 
 EMBEDDING = "embedding"
@@ -37,7 +37,7 @@ class Spot:
 
 
 class Entry:
-    """One entry over a trace.  `problems` grows as its selectors are expanded."""
+    """One entry over a trace.  `problems`, and layers that are `absent`, grow as its selectors are expanded."""
 
     def __init__(self, spec: Spec, index: int, trace: Trace) -> None:
         self.index = index
@@ -45,6 +45,7 @@ class Entry:
         self.trace = trace
         self.origin = spec.origin
         self.problems: list[Problem] = []
+        self.absent: dict[str, list[str]] = {}
 
     def place(self, *path: Step) -> Place | None:
         """The place of one of the entry's settings; of the method's name where it was left out."""
@@ -118,11 +119,26 @@ class Entry:
         lacking = [layer for layer in layers if not layer.find(name)]
         if self.method.towers is None and found:
             lacking = [layer for layer in lacking if layer.tower in having]
+        if self.method.layers == "all" and found:
+            lacking = self._left_out(name, lacking)
         if lacking:
             self._no_site(name, word, lacking, found)
         elif name == EMBEDDING and not self.trace.layers:
             self.refuse(f"{type(self.trace.model).__name__} has no site {name!r}", *word)
         return found
+
+    def _left_out(self, name: str, lacking: Sequence[Layer]) -> list[Layer]:
+        """Those that should have a site; the others, which lack all that it is part of, are noted, and left out."""
+        without = [layer for layer in lacking if _lacks_part(layer, name, self.trace)]
+        for tower in dict.fromkeys(layer.tower for layer in without):
+            where = f"{_listed([layer for layer in without if layer.tower == tower])} of the {tower}"
+            self.absent.setdefault(where, []).append(name)
+        return [layer for layer in lacking if layer not in without]
+
+    def notes(self) -> Iterator[str]:
+        """Which layers it leaves out, though it names all."""
+        for where, names in self.absent.items():
+            yield f"{self.method.method}: no {', '.join(names)} in {where}"
 
     def _outside(self, found: list[Spot], word: tuple[Step, ...]) -> list[Spot]:
         """The input embedding, which an entry that names layers or towers cannot mean."""
@@ -134,16 +150,21 @@ class Entry:
         return []
 
     def _no_site(self, name: str, word: tuple[Step, ...], lacking: Sequence[Layer], found: Sequence[Spot]) -> None:
-        first = lacking[0]
-        which = f"layer {first.index} of the {first.tower}, {_article(_block(first))}," if found else _block(first)
+        first = lacking[0] if found else max(lacking, key=lambda layer: len(layer.site_names()))
+        having = [other for other in self.trace.layers if other.tower == first.tower and other.find(name)]
+        one = f"layer {first.index} of the {first.tower}, {_article(_block(first))},"
+        which = one if found or having else _block(first)
+        attends = "" if first.attends or _is_of_feed(name) or name == EMBEDDING else "does not attend, and "
         outside = () if self.restricted or not _embedding(self.trace, word) else (EMBEDDING,)
         names = (*first.site_names(), *outside)
         hint = f"its sites are {', '.join(names)}" if names else "it has none that data flow could find"
+        if having:
+            hint = f"{hint}; {name!r} is in {_listed(having)} of the {first.tower}"
         if any(module.rpartition(".")[2] == name for module in self.trace.modules):
             hint = f'for modules of this name write modules: "*.{name}"; {hint}'
         untraced = dict.fromkeys(why for path, why in self.trace.untraced.items() if within(path, first.path))
         hint = "; ".join([hint, *(f"not traced: {why}" for why in untraced)])
-        self.refuse(f"{which} has no site {name!r}", *word, hint=hint)
+        self.refuse(f"{which} {attends}has no site {name!r}", *word, hint=hint)
 
     def _globbed(self, glob: str, position: int, layers: Sequence[Layer]) -> list[Spot]:
         """The sites that a glob names: it may name what is no site too, but not that alone."""
@@ -172,6 +193,25 @@ class Entry:
     def restricted(self) -> bool:
         """Whether it names layers or towers, and so leaves out what lies in none."""
         return self.method.layers != "all" or self.method.towers is not None
+
+
+def _listed(layers: Sequence[Layer]) -> str:
+    """`layer 3`, or `layers 0-2, 5`."""
+    return f"layer{'s' if len(layers) > 1 else ''} {written(layer.index for layer in layers)}"
+
+
+def _lacks_part(layer: Layer, name: str, trace: Trace) -> bool:
+    """Whether a layer among others has no attention at all, or no feed-forward, and so none of its sites."""
+    if not _is_of_feed(name):
+        return not layer.attends
+    traced = not any(within(path, layer.path) for path in trace.untraced)
+    mixed = not all(other.attends for other in trace.layers if other.tower == layer.tower)
+    return mixed and traced and not any(_is_of_feed(site) for site in layer.site_names())
+
+
+def _is_of_feed(name: str) -> bool:
+    """Whether a site is a feed-forward or one of its projections."""
+    return name.startswith("ffn")
 
 
 def _last_of(layers: str | int | tuple[int, ...]) -> tuple[int, ...]:

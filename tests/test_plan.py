@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import permutations
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from peftc.errors import PeftcError
 from peftc.graph.sites import Trace
@@ -98,12 +100,33 @@ class Feeding(Block):
         return result
 
 
-def test_blocks_that_are_no_layers_are_named() -> None:
-    trace = trace_model(Net([Feeding(), Block(), Feeding(), Block()]))
-    plan = planned(["{method: adapter, bottleneck: 2}"], trace)
-    assert [placement.path for placement in plan.placements] == ["blocks.1", "blocks.3"]
-    assert [note for note in plan.notes if "blocks: no attention was found in 0, 2" in note]
-    assert not planned(["{method: adapter, bottleneck: 2}"], trace_model(Net([Block(), Block()]))).notes
+@cache
+def hybrid() -> Trace:
+    return trace_model(Net([Feeding(), Block(), Feeding(), Block()]))
+
+
+def test_a_layer_is_a_block_whether_it_attends_or_not() -> None:
+    plan = planned(["{method: adapter, bottleneck: 2}", "{method: lora, at: [q, v]}"], hybrid())
+    adapters, loras = ([p for p in plan.placements if p.method.method == name] for name in ("adapter", "lora"))
+    assert [p.path for p in adapters] == [f"blocks.{index}" for index in range(4)]
+    assert [p.layer.index for p in loras if p.layer] == [1, 1, 3, 3]
+    assert plan.notes == ("lora: no q, v in layers 0, 2 of the encoder",)
+
+
+def test_a_layer_that_is_named_must_have_the_site() -> None:
+    message = "layer 0 of the encoder, a Feeding, does not attend, and has no site 'q'"
+    with pytest.raises(PeftcError, match=message) as raised:
+        planned(["{method: lora, at: q, layers: 0-1}"], hybrid())
+    assert "its sites are ffn_up, ffn_down, ffn; 'q' is in layers 1, 3 of the encoder" in str(raised.value)
+
+
+def test_lists_in_which_nothing_attends_are_named() -> None:
+    model = Net([Block(), Block()])
+    model.more = nn.ModuleList([Feeding(), Feeding()])
+    trace = trace_model(model)
+    assert planned(["{method: lora}"], trace).notes == (
+        "more: no attention was found in 0, 1: no layers; modules: reaches them",
+    )
 
 
 def test_parts_of_a_fused_projection_go_by_their_names() -> None:

@@ -93,8 +93,11 @@ def _depends(node: fx.Node, index: int, source: fx.Node) -> bool:
         return value.detach().clone().requires_grad_(n is source) if value.is_floating_point() else value
 
     args, kwargs = fx.node.map_arg(node.args, example), fx.node.map_arg(node.kwargs, example)
-    with torch.enable_grad():
-        items = _called(node, args, kwargs)
+    try:
+        with torch.enable_grad():
+            items = _called(node, args, kwargs)
+    except (LookupError, RuntimeError):  # examples of several calls, in sizes that do not fit together
+        return True
     return isinstance(items[index], torch.Tensor) and items[index].requires_grad
 
 

@@ -206,12 +206,13 @@ class Unit:
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One layer of a tower: the block's path, and its units as (path in the model, unit)."""
+    """One layer of a tower: the block's path, its units as (path in the model, unit), and whether it attends."""
 
     tower: str
     index: int
     path: str
     units: tuple[tuple[str, Unit], ...]
+    attends: bool = True
 
     @property
     def paths(self) -> tuple[str, ...]:

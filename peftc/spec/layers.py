@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 Layers = str | int | tuple[int, ...]
 
@@ -22,6 +23,17 @@ def select(layers: Layers, count: int) -> tuple[int, ...]:
     if missing:
         raise LayersError(f"there is no layer {max(missing)}; {_extent(count)}")
     return tuple(sorted(chosen))
+
+
+def written(indices: Iterable[int]) -> str:
+    """The selector that means these layers: "0-2, 5"."""
+    runs: list[list[int]] = []
+    for index in sorted(indices):
+        if runs and index == runs[-1][-1] + 1:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def check(layers: Layers) -> None:

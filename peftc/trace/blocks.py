@@ -13,6 +13,7 @@ from torch import fx, nn
 
 from peftc.graph import dataflow
 from peftc.graph.sites import Attention, Projection, Site, Sublayer
+from peftc.trace.mixing import mixing
 from peftc.trace.residual import adds_streams, computes, joins, operands, origin, taken_in
 from peftc.trace.views import (
     View,
@@ -42,21 +43,34 @@ class AttentionSeen:
     projects: bool
 
 
-def block_sites(view: View, inner: Mapping[str, tuple[View, list[Site]]], own: list[Site]) -> list[Site]:
+def block_sites(
+    view: View, inner: Mapping[str, tuple[View, list[Site]]], own: list[Site], causal: bool = False
+) -> list[Site]:
     """o, the sublayers, and the feed-forward's projections of a block; `inner` are its attention units by path."""
     seen = [*_inner_attentions(view, inner), *_own_attentions(view, own)]
     attends = {attention.node for attention in seen}
     found: list[Site] = []
     for attention in seen:
         cross = attention.name.removesuffix("attention")
-        causal, mask = attention.causal and not cross, None if cross else attention.mask
+        sees, mask = attention.causal and not cross, None if cross else attention.mask
         outputs = [] if attention.projects else list(output_projection(view, attention.node))
-        found += [replace(o, name=f"{cross}o", causal=causal, mask=mask) for o in outputs]
+        found += [replace(o, name=f"{cross}o", causal=sees, mask=mask) for o in outputs]
         sublayer = _sublayer(view, attention.node, attention.input, attends, f"{cross}attention_output")
-        found += [replace(sublayer, causal=causal, mask=mask)] if sublayer else []
-    causal, mask = any(a.causal for a in seen), next((a.mask for a in seen if a.mask), None)
+        found += [replace(sublayer, causal=sees, mask=mask)] if sublayer else []
+    causal, mask = causal or any(a.causal for a in seen), next((a.mask for a in seen if a.mask), None)
     taken = {s.node for s in (*found, *own) if isinstance(s, Projection)}
     return [*found, *(replace(s, causal=causal, mask=mask) for s in _feed_forward(view, taken, attends))]
+
+
+def other_sites(view: View, kept: frozenset[str], causal: bool) -> list[Site]:
+    """The feed-forward of a block that does not attend, beside what mixes positions by way of a cache.
+
+    Without a cache only a pair of projections shows that it is one.
+    """
+    mixes = mixing(view, kept)
+    found = _feed_forward(view, {node.name for node in view.linears() if node in mixes}, mixes)
+    known = kept or any(isinstance(site, Projection) for site in found)
+    return [replace(site, causal=causal) for site in found] if known else []
 
 
 def feed_sites(view: View, causal: bool) -> list[Site]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,8 @@ from torch import fx, nn
 from peftc.graph.branches import LiftedFloat, LiftedInt, LiftedStr, given
 from peftc.graph.sites import Layer, Site, Unit
 from peftc.trace.attention import attention_sites
-from peftc.trace.blocks import block_sites, feed_sites
+from peftc.trace.blocks import block_sites, feed_sites, other_sites
+from peftc.trace.mixing import caches
 from peftc.trace.observed import Call, Observed
 from peftc.trace.probes import Session
 from peftc.trace.towers import beside, layer_paths
@@ -30,7 +31,7 @@ def layers(model: nn.Module, observed: Observed, session: Session) -> tuple[tupl
     attention = [path for path in attending if path not in blocks]
     leaves = frozenset(model.get_submodule(p) for p in attention)
     replaced = {path: why for path, why in observed.replaced.items() if path in (*attention, *blocks)}
-    units = _Units(model, observed, leaves, session, replaced)
+    units = _Units(model, observed, leaves, session, replaced, tuple(attending))
     inner = {path: unit for unit in units.of(attention, {}) for path in unit.paths}
     outer = {path: unit for unit in units.of(blocks, inner) for path in unit.paths}
     feeds = units.feeding({path: outer[path] for path in attending if path in outer})
@@ -39,7 +40,7 @@ def layers(model: nn.Module, observed: Observed, session: Session) -> tuple[tupl
         for index, path in enumerate(paths):
             within = tuple((p, u) for p, u in inner.items() if p.startswith(f"{path}."))
             whole = ((path, outer[path]),) if path in outer else ()
-            found.append(Layer(tower, index, path, (*within, *whole, *feeds.get(path, ()))))
+            found.append(Layer(tower, index, path, (*within, *whole, *feeds.get(path, ())), units.attends(path)))
     return tuple(found), units.untraced
 
 
@@ -62,6 +63,7 @@ class _Units:
     leaves: frozenset[nn.Module]
     session: Session
     untraced: dict[str, str]
+    attending: tuple[str, ...]
 
     def of(self, paths: Sequence[str], inner: Mapping[str, Unit]) -> list[Unit]:
         """The units of these modules: one per distinct forward."""
@@ -98,18 +100,28 @@ class _Units:
     def _unit(self, paths: Sequence[str], graph: fx.Graph, inner: Mapping[str, Unit]) -> Unit:
         module = self.model.get_submodule(paths[0])
         view = View.of(module, graph, self.session.causal, alike(self.observed.calls(module)))
-        sites: list[Site] = attention_sites(view)
-        if not any(path == paths[0] for path in self._attention_paths()):
-            within = {p[len(paths[0]) + 1 :]: u for p, u in inner.items() if p.startswith(f"{paths[0]}.")}
-            causal = self.session.causal
-            views = {p: (View.of(module.get_submodule(p), u.graph, causal), list(u.sites)) for p, u in within.items()}
-            sites = [*sites, *block_sites(view, views, sites)]
+        sites = self._sites(paths[0], view, inner)
         return Unit(
             type(module).__name__, type(module), graph, tuple(sites), tuple(paths), fingerprint=fingerprint(graph)
         )
 
-    def _attention_paths(self) -> Iterable[str]:
-        return (path for path, module in self.model.named_modules() if module in self.leaves)
+    def _sites(self, path: str, view: View, inner: Mapping[str, Unit]) -> list[Site]:
+        """The sites of an attention, of a block that attends, of one between such blocks, or of any block without."""
+        if view.module in self.leaves:
+            return attention_sites(view)
+        calls, causal = self.observed.calls(view.module), self.observed.continues(view.module)
+        if not self.attending:
+            return block_sites(view, {}, [], causal or self.session.causal())
+        if not self.attends(path):
+            return other_sites(view, caches(calls), causal or self.session.causal())
+        own = attention_sites(view)
+        within = {p[len(path) + 1 :]: u for p, u in inner.items() if p.startswith(f"{path}.")}
+        units = {p: View.of(view.module.get_submodule(p), u.graph, view.causal) for p, u in within.items()}
+        return [*own, *block_sites(view, {p: (unit, list(within[p].sites)) for p, unit in units.items()}, own)]
+
+    def attends(self, path: str) -> bool:
+        """Whether a module attends, or something in it does."""
+        return any(f"{other}.".startswith(f"{path}.") for other in self.attending)
 
 
 def alike(calls: Sequence[Call]) -> dict[str, str]:

@@ -38,6 +38,12 @@ class Observed:
         pairs = self.recordings.values()
         return [tuple(r.calls[run] for r in pair) for pair in pairs if all(run in r.calls for r in pair)]
 
+    def continues(self, module: nn.Module) -> bool:
+        """Whether a module runs on what comes next alone, where a cache holds the rest: it never looks ahead."""
+        run = self.twins.get(module, module)
+        pairs = (pair for scenario, pair in self.recordings.items() if scenario.continues)
+        return any(run in recording.calls for pair in pairs for recording in pair)
+
     def attending(self, model: nn.Module) -> list[str]:
         """The paths of the modules that attend."""
         seen = {m for pair in self.recordings.values() for r in pair for m in r.attending}

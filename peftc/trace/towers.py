@@ -1,4 +1,4 @@
-"""Which modules of a model are its layers: the repeated blocks that attend, tower by tower."""
+"""Which modules of a model are its layers: repeated blocks, some of which at least attend, tower by tower."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from peftc.trace.observed import Observed
 
 
 def layer_paths(model: nn.Module, observed: Observed) -> list[list[str]]:
-    """The repeated blocks that attend, one list per tower: elements of the outermost lists of blocks around them."""
+    """The repeated blocks, one list per tower: elements of the outermost lists of blocks around what attends."""
     towers: dict[str, list[list[str]]] = {}
     for path in observed.attending(model):
         if around := _elements(model, path):
             towers.setdefault(around[0].rpartition(".")[0], []).append(around)
-    return [_blocks(model, chains) for chains in towers.values()] or _repeated(model, observed)
+    found = [_with_others(model, observed, _blocks(model, chains)) for chains in towers.values()]
+    return found or _repeated(model, observed)
 
 
 def beside(model: nn.Module, path: str) -> list[str]:
@@ -48,6 +49,20 @@ def _are_stages(model: nn.Module, chains: list[list[str]]) -> bool:
     alike = all(len({type(module) for module in modules}) == 1 for modules in lists)
     listed = any(isinstance(model.get_submodule(first), nn.ModuleList) for first in inner.values())
     return listed or (alike and any(len(modules) > 1 for modules in lists))
+
+
+def _with_others(model: nn.Module, observed: Observed, attending: list[str]) -> list[str]:
+    """Blocks that attend, and those of their lists that do not: state spaces, convolutions, feed-forwards alone."""
+    found = []
+    for owner in dict.fromkeys(path.rpartition(".")[0] for path in attending):
+        blocks = {f"{owner}.{name}": block for name, block in model.get_submodule(owner).named_children()}
+        found += [p for p, block in blocks.items() if p in attending or (observed.calls(block) and _is_block(block))]
+    return found
+
+
+def _is_block(module: nn.Module) -> bool:
+    """Whether a module is made of others, with a matrix among them."""
+    return any(True for _ in module.children()) and any(p.dim() > 1 for p in module.parameters())
 
 
 def _repeated(model: nn.Module, observed: Observed) -> list[list[str]]:

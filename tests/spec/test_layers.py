@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from peftc.spec.layers import Layers, LayersError, select
+from peftc.spec.layers import Layers, LayersError, select, written
 
 MEANS: dict[Layers, tuple[int, ...]] = {
     "all": (0, 1, 2, 3, 4, 5, 6, 7),
@@ -30,3 +30,8 @@ def test_select(layers: Layers, indices: tuple[int, ...]) -> None:
 def test_select_refuses(layers: Layers) -> None:
     with pytest.raises(LayersError):
         select(layers, 8)
+
+
+@pytest.mark.parametrize("text", ["0", "0-2", "0, 2, 4-7", "1, 3"])
+def test_written_is_what_select_reads(text: str) -> None:
+    assert written(reversed(select(text, 8))) == text

@@ -18,6 +18,7 @@ from peftc.trace.observed import observe
 from peftc.trace.probes import installed
 from peftc.trace.reach import reached, unreached
 from peftc.trace.singles import singles
+from peftc.trace.state import unchanged
 from peftc.trace.values import TraceFailure
 from peftc.trace.views import is_norm
 
@@ -45,6 +46,11 @@ def trace_smaller(model: PreTrainedModel, sizes: Mapping[str, int]) -> Trace:
 
 
 def _trace(model: nn.Module, causal: Callable[[], bool]) -> Trace:
+    with unchanged(model):
+        return _found(model, causal)
+
+
+def _found(model: nn.Module, causal: Callable[[], bool]) -> Trace:
     try:
         observed = observe(model)
         with installed(causal) as session:

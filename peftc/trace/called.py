@@ -19,6 +19,7 @@ from peftc.trace.inputs import SCENARIOS, inputs
 from peftc.trace.meta import patched
 from peftc.trace.nested import tensors_in
 from peftc.trace.repeats import Twins
+from peftc.trace.state import unchanged
 
 DESCRIBES = frozenset({"device", "dim", "dtype", "ndim", "shape", "size"})
 
@@ -38,16 +39,12 @@ class Called:
 def called(model: nn.Module, twins: Twins) -> Called:
     """One run of a model on the meta device in each mode; of modules that are built alike the first stands for all."""
     found = Called()
-    before = [(module, module.training) for module in model.modules()]
     try:
         for training in (True, False):
-            model.train(training)
-            _run(model, twins, found)
+            with unchanged(model):
+                _run(model.train(training), twins, found)
     except FAILURES as refusal:
         found.failed.append(" ".join(str(refusal).split()))
-    finally:
-        for module, mode in before:
-            module.training = mode
     return found
 
 

@@ -19,6 +19,7 @@ from peftc.trace.meta import answered, nothing_padded, patched, shapes_only, val
 from peftc.trace.nested import tensors_in
 from peftc.trace.probes import SDPA
 from peftc.trace.repeats import Twins
+from peftc.trace.state import unchanged
 
 REFUSALS = (AssertionError, NotImplementedError, ValueError)
 
@@ -59,11 +60,12 @@ def record(model: nn.Module, scenario: Scenario, point: Point, twins: Twins) -> 
 def _run(model: nn.Module, scenario: Scenario, point: Point, twins: Twins) -> Recording | None:
     """One run; a module whose twin has run in it on the same shapes is not run again: it returns what that returned."""
     recording = Recording()
-    given = inputs(model, scenario, point, lambda: watching(Recording(), twins, scenario.mask))
-    if given is None:
-        return None
-    with torch.no_grad(), watching(recording, twins, scenario.mask):
-        model(**given)
+    with torch.no_grad(), unchanged(model):
+        given = inputs(model, scenario, point, lambda: watching(Recording(), twins, scenario.mask))
+        if given is None:
+            return None
+        with watching(recording, twins, scenario.mask):
+            model(**given)
     return recording
 
 

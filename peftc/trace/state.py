@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 
-
-def held(module: nn.Module) -> dict[str, Any]:
-    """Everything that a module has under a name."""
-    return {**vars(module), **module._parameters, **module._buffers, **module._modules}
+Held = dict[nn.Module, dict[str, Any]]
 
 
-def restored(module: nn.Module, before: dict[str, Any]) -> list[str]:
-    """The names that a forward has set on its module, which has again what it had there."""
-    written = [name for name, value in held(module).items() if before.get(name, ...) is not value]
-    for name in written:
-        if name in before:
-            setattr(module, name, before[name])
-        else:
-            delattr(module, name)
-    return written
+def held(module: nn.Module) -> Held:
+    """Everything that a module and those in it have under a name."""
+    return {m: {**vars(m), **m._parameters, **m._buffers, **m._modules} for m in module.modules()}
+
+
+def restored(module: nn.Module, before: Held) -> list[str]:
+    """The names that a forward has set on modules, which have again what they had there."""
+    found = []
+    for owner, now in held(module).items():
+        was = before.get(owner, {})
+        written = [name for name, value in now.items() if was.get(name, ...) is not value]
+        for name in written:
+            if name in was:
+                setattr(owner, name, was[name])
+            else:
+                delattr(owner, name)
+        found += written
+    return found
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """What the block sets on the modules of a model is taken back; what it registers, as another module, stays."""
+    before = {module: dict(vars(module)) for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, was in before.items():
+            vars(module).clear()
+            vars(module).update(was)
 
 
 def is_stacked(module: nn.Module) -> bool:

@@ -182,10 +182,10 @@ class Tracer(fx.proxy.TracerBase):
     def _inlined(self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The module's own forward, between markers; a call after all where it cannot be traced."""
         mark = self.create_proxy("call_function", enter, (path, args, kwargs), {})
-        forward, extra = type(module).forward, kwargs.get(EXTRA)
+        forward, before = type(module).forward, held(module)
         try:
-            kwargs, before = kwargs | self._read(extra, wanted(forward, args, kwargs)), held(module)
-            result = forward(module, *args, **kwargs)
+            more = self._read(kwargs.get(EXTRA), wanted(forward, args, kwargs))
+            result = forward(module, *args, **kwargs | more)
             if written := restored(module, before):
                 fail(f"{path} sets {', '.join(written)}")
             if type(result) is Value and result.points[0] is None:
@@ -194,6 +194,7 @@ class Tracer(fx.proxy.TracerBase):
         except Learnt:
             raise
         except UNTRACEABLE:
+            restored(module, before)
             self.kept.add(path)
             self._erase_from(mark.node)
             return self.create_proxy("call_module", path, args, kwargs)

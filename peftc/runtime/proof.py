@@ -17,7 +17,7 @@ from peftc.rewrite.simplify import without_idle
 from peftc.runtime.examples import recordings
 from peftc.runtime.namespace import module_of
 from peftc.runtime.shrunk import Shrunk, shrunk, size
-from peftc.runtime.unit_run import CASES, UnitRun, neutral_shared
+from peftc.runtime.unit_run import CASES, UnitRun, fused_parts, neutral_shared
 
 LARGEST = 250_000_000
 
@@ -69,7 +69,7 @@ def _of_large(large: Sequence[Body], smaller: Shrunk | None) -> Iterator[Line]:
 def _shown(program: Program, bodies: Sequence[Body]) -> Iterator[Line]:
     if not bodies:
         return
-    versions = tuple(_emitted(p) for p in (_bare(program), _neutral(program), program))
+    versions = tuple(_emitted(p) for p in (_bare(program), _laid(program), _neutral(program), program))
     found = recordings(program.plan.trace.model)
     for body in bodies:
         runs = [UnitRun.at(program, body, path, found) for path in _distinct(program, body)]
@@ -77,17 +77,18 @@ def _shown(program: Program, bodies: Sequence[Body]) -> Iterator[Line]:
 
 
 def _lines(body: Body, runs: Sequence[UnitRun], versions: Sequence[ModuleType]) -> Iterator[Line]:
-    base, (bare, neutral, full) = body.unit.base.__name__, versions
+    base, (bare, laid, neutral, full) = body.unit.base.__name__, versions
     if not all(run.calls for run in runs):
         left = "its own forward does not run by itself" if any(run.left for run in runs) else "no forward calls it"
         yield Line(body.name, f"not run: {left}", 0)
         return
-    equal, same = sum(run.equal(bare) for run in runs[:1]), sum(run.identity(neutral) for run in runs)
+    equal, same = sum(run.equal(bare) for run in runs[:1]), sum(run.identity(neutral, laid) for run in runs)
     yield Line(
         body.name, f"without additions equal to {base}, bit for bit, gradients too{_limit(runs[0], equal)}", equal
     )
     if all(run.exact for run in runs):
-        yield Line(body.name, f"with additions equal to {base} at initialisation, bit for bit", same)
+        dense = ", with parts of fused projections laid out as sums are" if any(run.parts for run in runs) else ""
+        yield Line(body.name, f"with additions equal to {base} at initialisation, bit for bit{dense}", same)
     else:
         bar = "with a prefix of no keys, and the rest at initialisation, equal to"
         yield Line(body.name, f"{bar} {base} to 1e-5", same)
@@ -124,6 +125,18 @@ def _bare(program: Program) -> Program:
         without_idle(graph)
         bodies.append(replace(body, graph=graph, additions=()))
     return replace(program, bodies=tuple(bodies), shared=(), trained=())
+
+
+def _laid(program: Program) -> Program:
+    """The same, where a part of a fused projection that is changed comes as the sum does: dense, not as a slice."""
+    bare = _bare(program)
+    for body in bare.bodies:
+        parts = fused_parts(program, *body.paths)
+        for node in [n for n in body.graph.nodes if n.name in parts]:
+            with body.graph.inserting_after(node):
+                dense = body.graph.call_method("contiguous", (node,))
+            node.replace_all_uses_with(dense, delete_user_cb=lambda user, own=dense: user is not own)
+    return bare
 
 
 def _neutral(program: Program) -> Program:

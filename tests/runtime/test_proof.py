@@ -59,6 +59,14 @@ def test_a_large_unit_runs_on_a_smaller_config(tmp_path: Path) -> None:
     assert prove(program).lines == tuple(line for line in proof.lines if where not in line)
 
 
+def test_a_part_of_a_fused_projection_is_no_slice_once_it_is_a_sum(tmp_path: Path) -> None:
+    """The activation rounds a slice otherwise than a sum, which is dense: where the base's is dense it is the same."""
+    text = LLAMA.replace("llama,", "phi3, pad_token_id: 0,") + "  - {method: lora, at: [ffn_gate, ffn_down]}\n"
+    whole = "Phi3DecoderLayer: with additions equal to Phi3DecoderLayer at initialisation, bit for bit"
+    assert f"{whole}, with parts of fused projections laid out as sums are" in prove(program_of(tmp_path, text)).lines
+    assert whole in prove(program_of(tmp_path, text.replace("ffn_gate, ", ""))).lines
+
+
 def test_every_case_meets_every_scenario(tmp_path: Path) -> None:
     """A scenario is a mask and a cache; all of its sizes are run in fp32 without dropout."""
     program = program_of(tmp_path, LLAMA + "  - method: lora\n")

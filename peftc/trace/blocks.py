@@ -28,6 +28,7 @@ from peftc.trace.views import (
     width_of,
 )
 
+CASTS = frozenset({"to", "float", "type_as"})
 MULTIPLIES = (operator.mul, operator.imul, torch.mul)
 
 
@@ -147,10 +148,19 @@ def _routed(view: View, attends: set[fx.Node]) -> Sublayer | None:
         way = dataflow.between(view.flow, start, output)
         if attends.intersection(way):
             return None
-        entry = [n for n in way if way[0] in view.flow.predecessors(n)]
-        x = entry[0] if len(entry) == 1 and is_norm(view.called(entry[0])) else way[0]
-        return _made(view, total, output, x, "ffn")
+        return _made(view, total, output, _entry(view, way), "ffn")
     return None
+
+
+def _entry(view: View, way: list[fx.Node]) -> fx.Node:
+    """The norm that alone reads the start of a way, in another dtype perhaps; else the start."""
+    node = way[0]
+    while node is way[0] or dataflow.name_of(node) in CASTS:
+        readers = [n for n in way if node in view.flow.predecessors(n)]
+        if len(readers) != 1:
+            return way[0]
+        node = readers[0]
+    return node if is_norm(view.called(node)) else way[0]
 
 
 def _made(view: View, total: fx.Node, output: fx.Node, x: fx.Node, name: str) -> Sublayer:

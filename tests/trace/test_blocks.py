@@ -97,6 +97,25 @@ def test_what_chooses_between_experts_is_no_feed_forward() -> None:
     assert not any(name.startswith("ffn_") for name in found)
 
 
+class Wide(Routed):
+    """Keeps its stream in another dtype than its norm."""
+
+    def __init__(self) -> None:
+        super().__init__(shared=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = self.norm(x.to(self.norm.weight.dtype))
+        flat = normed.view(-1, WIDTH)
+        made: Tensor = x + self.experts(flat, self.router(flat)).view(x.shape)
+        return made
+
+
+def test_the_norm_in_front_of_experts_may_read_another_dtype() -> None:
+    ffn = sites(Wide(), WIDTH)["ffn"]
+    assert isinstance(ffn, Sublayer)
+    assert (ffn.input, ffn.residual) == ("norm", "x")
+
+
 @pytest.mark.parametrize("shared", [False, True])
 def test_what_experts_make_joins_the_stream_as_a_whole(shared: bool) -> None:
     found = sites(Routed(shared), WIDTH)

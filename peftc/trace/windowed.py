@@ -12,12 +12,12 @@ from torch import fx
 from peftc.graph import dataflow
 from peftc.graph.branches import assume, choose, end_of, enter, leave
 from peftc.graph.sites import Windowed
+from peftc.trace.feeds import FAILURES
 from peftc.trace.products import over_keys
 from peftc.trace.units import TRAINING
 from peftc.trace.views import View, is_turned, width_of
 from peftc.trace.written import Found, unpassed, weighed_again
 
-FAILURES = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 Held = dict[fx.Node, Any]
 HIDDEN = -1e4  # a score of a key that a query does not read
 

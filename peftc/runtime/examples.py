@@ -32,7 +32,7 @@ class Recordings:
         What has no features is told by another size of the same scenario, or by the examples of the trace: a model
         may pad both sizes to the same length.
         """
-        points = {str(n.target): n.meta["value"] for n in traced.nodes if n.op == "placeholder"}
+        points = {str(n.target): n.meta["value"] for n in traced.nodes if n.op == "placeholder" and "value" in n.meta}
         flat = {name for name, (one, other) in points.items() if _is_per_position(one, other)}
         run = self.twins.get(module, module)
         found = {pair: recording.calls[run] for pair, recording in self.found.items() if run in recording.calls}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -25,12 +26,23 @@ def obstacle(folder: Path) -> Problem | None:
 
 
 def foreign(folder: Path) -> Problem | None:
-    """The complaint about what stands there and is no artifact, which nothing may replace."""
+    """The complaint about what stands there and is no artifact, or lies in one: nothing of it may be replaced."""
     if not os.path.lexists(folder):
         return None
-    if not folder.is_symlink() and folder.is_dir() and (folder / LOCK).is_file():
+    if folder.is_symlink() or not folder.is_dir() or not (folder / LOCK).is_file():
+        hint = f"an artifact has a {LOCK}; move it, or use another --out"
+        return Problem(f"{folder} is there and is no artifact of peftc", hint=hint)
+    added = sorted({path.name for path in folder.iterdir()} - _own(folder / LOCK))
+    if not added:
         return None
-    return Problem(
-        f"{folder} is there and is no artifact of peftc",
-        hint=f"an artifact has a {LOCK}; move it, or use another --out",
-    )
+    hint = "a compile replaces the whole folder: move them, or use another --out"
+    return Problem(f"{folder} holds what no compile wrote: {', '.join(added)}", hint=hint)
+
+
+def _own(lock: Path) -> set[str]:
+    """The names in an artifact that a compile may replace: what its lock names, and what Python makes of it."""
+    try:
+        files = json.loads(lock.read_text("utf-8"))["files"]
+    except (ValueError, KeyError, TypeError):
+        files = ()
+    return {*(files if isinstance(files, dict) else ()), LOCK, "__pycache__"}

@@ -20,8 +20,9 @@ from peftc.report.budget import Budget
 FREE = Budget(0, 0, Cost(0, 0), ())
 
 
-def artifact(text: str, version: str = "1") -> Artifact:
-    lock = json.dumps({"files": {}, "versions": {"torch": version}})
+def artifact(text: str, version: str = "1", stale: tuple[str, ...] = ()) -> Artifact:
+    files = dict.fromkeys(("modeling_one.py", "README.md", *stale), "")
+    lock = json.dumps({"files": files, "versions": {"torch": version}})
     return Artifact("one", {"modeling_one.py": text, "README.md": text, "peftc.lock.json": lock}, FREE)
 
 
@@ -30,10 +31,11 @@ def content(folder: Path) -> dict[str, str]:
 
 
 def test_written_and_replaced(tmp_path: Path) -> None:
-    first, second = artifact("a"), artifact("b")
+    first, second = artifact("a", stale=("stale.md",)), artifact("b")
     folder = first.write(tmp_path / "deep" / "out")
     assert content(folder) == first.files and folder.name == "one"
     (folder / "stale.md").write_text("")
+    (folder / "__pycache__").mkdir()
     assert content(second.write(tmp_path / "deep" / "out")) == second.files
     assert [path.name for path in folder.parent.iterdir()] == ["one"]
 
@@ -46,6 +48,20 @@ def test_what_is_no_artifact_is_left_alone(tmp_path: Path, make: object) -> None
     with pytest.raises(PeftcError, match="no artifact of peftc"):
         artifact("a").write(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["one"]
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_what_was_put_into_an_artifact_is_not_lost(tmp_path: Path, broken: bool) -> None:
+    """An adapter that was trained and saved beside the source, say."""
+    folder = artifact("a").write(tmp_path)
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "adapter.safetensors").write_bytes(b"trained")
+    if broken:
+        (folder / "peftc.lock.json").write_text("[")
+    with pytest.raises(PeftcError, match=r"holds what no compile wrote: .*adapter"):
+        artifact("b").write(tmp_path)
+    assert (folder / "adapter" / "adapter.safetensors").read_bytes() == b"trained"
+    assert (folder / "README.md").read_text() == "a"
 
 
 def test_a_failed_write_leaves_the_old_artifact(tmp_path: Path) -> None:

@@ -262,7 +262,12 @@ def _progress(name: str) -> Iterator[Callable[[str], None]]:
 
 def _print(text: str) -> None:
     """To stdout at once, so that a reader who went away is noticed here, where typer ends quietly."""
-    print(text.rstrip("\n"), flush=True)
+    try:
+        print(text.rstrip("\n"), flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise PeftcError(f"cannot write to stdout: {error.strerror or error}") from error
 
 
 def _interrupted() -> NoReturn:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from peftc.compiler import compile
 from peftc.emit.artifact import Artifact
-from peftc.emit.folder import LOCK
+from peftc.emit.folder import LOCK, foreign
 from peftc.errors import PeftcError, Problem, raise_all
 from peftc.report.render import SPEC
 from peftc.runtime.lock import changed, locked
@@ -21,7 +21,7 @@ def verified(folder: Path, stage: Callable[[str], None]) -> tuple[str, ...]:
     """What was proved.  PeftcError with every file that is not what the lock says, or not what the spec compiles to."""
     stage("reading the lock")
     files = locked(folder)
-    raise_all(changed(folder, files))
+    raise_all([*changed(folder, files), *filter(None, [foreign(folder)])])
     if SPEC not in files:
         raise PeftcError(f"{folder} has no {SPEC}: there is nothing to compile again")
     spec = load(folder / SPEC)

@@ -126,6 +126,12 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert run.stderr == ""
 
 
+def test_a_full_disk_is_no_defect() -> None:
+    command = f"{sys.executable} -m peftc schema > /dev/full"
+    run = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 1 and "cannot write to stdout: No space left on device" in run.stderr
+
+
 def test_compile_check_and_verify(tmp_path: Path) -> None:
     path = spec(tmp_path, TINY)
     first = peftc("compile", path, "--out", tmp_path / "out")

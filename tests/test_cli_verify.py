@@ -29,3 +29,12 @@ def test_a_base_that_is_a_relative_folder(tmp_path: Path, monkeypatch: pytest.Mo
         (problem,) = caught.value.problems
         assert problem.place is not None and problem.place.file == str(folder / "spec.json")
         assert ("if base is a folder, verify in the working directory" in (problem.hint or "")) == hinted
+
+
+def test_what_no_compile_wrote_is_named(tmp_path: Path) -> None:
+    tiny = named("bert")
+    text = {"name": "near", "base": {"config": tiny.config(), "task": tiny.task}, "methods": [{"method": "lora"}]}
+    folder = emitted(loads(json.dumps(text)), trace(tiny))[1].write(tmp_path / "out")
+    (folder / "extra.py").write_text("")
+    with pytest.raises(PeftcError, match=r"holds what no compile wrote: extra\.py"):
+        verified(folder, lambda stage: None)

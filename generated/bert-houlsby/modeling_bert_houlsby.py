@@ -239,7 +239,7 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]
     try:
         facts = json.loads((folder / "adapter.json").read_text(encoding="utf-8"))
         weights = (folder / "adapter.safetensors").read_bytes()
-    except (OSError, ValueError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise ValueError(f"{folder} holds no adapter that can be read: {error}") from error
     if not isinstance(facts, dict):
         raise ValueError(f"{folder / 'adapter.json'} is not a JSON object")
@@ -528,7 +528,7 @@ class Compiled(nn.Module):
         present = {name: p for name, p in changed.items() if not p.is_meta}
         values = {name: value for name, value in self.base_values.items() if name in present}
         if unknown := changed.keys() - values.keys():
-            known = "not switched off: only from_base and peftc.attach know the base's values, and keep vectors alone"
+            known = "not switched off: from_base and peftc.attach keep the base's values, of vectors in memory alone"
             warnings.warn(report(known, {"trained": unknown}), stacklevel=3)
         units = [(module, type(module)) for module in self.modules() if type(module) in UNITS.values()]
         trained = {name: present[name].data for name in values}

@@ -100,7 +100,7 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]
     try:
         facts = json.loads((folder / "adapter.json").read_text(encoding="utf-8"))
         weights = (folder / "adapter.safetensors").read_bytes()
-    except (OSError, ValueError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise ValueError(f"{folder} holds no adapter that can be read: {error}") from error
     if not isinstance(facts, dict):
         raise ValueError(f"{folder / 'adapter.json'} is not a JSON object")

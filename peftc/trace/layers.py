@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from peftc.graph.branches import LiftedFloat, LiftedInt, LiftedStr, given
-from peftc.graph.sites import Layer, Site, Unit
+from peftc.graph.sites import Attention, Layer, Site, Unit
 from peftc.trace.attention import attention_sites
 from peftc.trace.blocks import block_sites, feed_sites, other_sites
 from peftc.trace.mixing import caches
@@ -40,7 +40,8 @@ def layers(model: nn.Module, observed: Observed, session: Session) -> tuple[tupl
         for index, path in enumerate(paths):
             within = tuple((p, u) for p, u in inner.items() if p.startswith(f"{path}."))
             whole = ((path, outer[path]),) if path in outer else ()
-            found.append(Layer(tower, index, path, (*within, *whole, *feeds.get(path, ())), units.attends(path)))
+            own = (*within, *whole, *feeds.get(path, ()))
+            found.append(Layer(tower, index, path, own, units.attends(path) or any(map(_has_attention, own))))
     return tuple(found), units.untraced
 
 
@@ -110,11 +111,11 @@ class _Units:
         if view.module in self.leaves:
             return attention_sites(view)
         calls, causal = self.observed.calls(view.module), self.observed.continues(view.module)
-        if not self.attending:
-            return block_sites(view, {}, [], causal or self.session.causal())
-        if not self.attends(path):
+        if self.attending and not self.attends(path):
             return other_sites(view, caches(calls), causal or self.session.causal())
         own = attention_sites(view)
+        if not own and not self.attending:
+            return block_sites(view, {}, [], causal or self.session.causal())
         within = {p[len(path) + 1 :]: u for p, u in inner.items() if p.startswith(f"{path}.")}
         units = {p: View.of(view.module.get_submodule(p), u.graph, view.causal) for p, u in within.items()}
         return [*own, *block_sites(view, {p: (unit, list(within[p].sites)) for p, unit in units.items()}, own)]
@@ -122,6 +123,10 @@ class _Units:
     def attends(self, path: str) -> bool:
         """Whether a module attends, or something in it does."""
         return any(f"{other}.".startswith(f"{path}.") for other in self.attending)
+
+
+def _has_attention(instance: tuple[str, Unit]) -> bool:
+    return any(isinstance(site, Attention) for site in instance[1].sites)
 
 
 def alike(calls: Sequence[Call]) -> dict[str, str]:

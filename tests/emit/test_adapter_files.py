@@ -77,6 +77,10 @@ def test_adapter_files_that_cannot_be_read(bases: dict[str, Path], tmp_path: Pat
         weights.write_bytes(other)
         with pytest.raises(ValueError, match="is not the file whose sha256"):
             model.load_adapter(tmp_path)
+    facts.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="holds no adapter that can be read"):
+        model.load_adapter(tmp_path)
+    facts.write_text(text)
     weights.write_bytes(b"no tensors")
     facts.write_text(json.dumps({"sha256": hashlib.sha256(b"no tensors").hexdigest()}))
     with pytest.raises(ValueError, match="holds no tensors"):

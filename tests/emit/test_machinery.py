@@ -113,7 +113,7 @@ def test_disabled_says_what_it_leaves_as_trained(bases: dict[str, Path], tmp_pat
     model.save_pretrained(tmp_path)
     again = type(model).from_pretrained(tmp_path)
     on = answer(again)
-    left = r"only from_base and peftc\.attach know the base's values, and keep vectors alone\n  trained: {}"
+    left = r"only from_base and peftc\.attach keep the base's values, of vectors in memory\n  trained: {}"
     with pytest.warns(UserWarning, match=left.format(r"transformer\.ln_f\.weight")), again.disable_adapter():
         assert not torch.equal(answer(again), on)
 

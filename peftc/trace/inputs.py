@@ -15,7 +15,7 @@ from torch import nn
 from peftc.trace.feeds import POINTS, Feed, Point, feed, float_dtype, is_paired, parameters, zeros
 
 META = torch.device("meta")
-CACHE = "past_key_values"
+CACHE, DECODER_MASK = "past_key_values", "decoder_attention_mask"
 _CACHES: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()
 
 
@@ -24,17 +24,18 @@ class Scenario:
     """How the outer model is called: padded or not; no cache, an empty one, a filled one, or one token at a time.
 
     `whole`: beside a cache, the ids of what it holds come once more.  `alone`: a decoder that may read what some
-    encoder said is given nothing of it.
+    encoder said is given nothing of it.  `halved`: of an encoder's and its decoder's masks, only the first is given.
     """
 
     mask: bool
     cache: Literal["none", "empty", "filled", "single"]
     whole: bool = False
     alone: bool = False
+    halved: bool = False
 
     def __str__(self) -> str:
-        alone = ", without an encoder" if self.alone else ""
-        return f"{'padded' if self.mask else 'unpadded'}, cache: {self.cache}{alone}"
+        further = ", without an encoder" * self.alone + ", without the decoder's mask" * self.halved
+        return f"{'padded' if self.mask else 'unpadded'}, cache: {self.cache}{further}"
 
     @property
     def continues(self) -> bool:
@@ -51,7 +52,11 @@ _SCENARIOS = (
     Scenario(mask=False, cache="empty"),
     Scenario(mask=False, cache="filled"),
 )
-SCENARIOS = (*_SCENARIOS, *(replace(scenario, alone=True) for scenario in _SCENARIOS))
+SCENARIOS = (
+    *_SCENARIOS,
+    replace(_SCENARIOS[0], halved=True),
+    *(replace(scenario, alone=True) for scenario in _SCENARIOS),
+)
 
 
 class Runner(Protocol):
@@ -67,12 +72,15 @@ def inputs(model: nn.Module, scenario: Scenario, point: Point, run: Runner) -> d
         return None
     if (not scenario.mask and reads.mask is None) or (scenario.alone and not _listens(model)):
         return None
+    if scenario.halved and not (is_paired(model) and DECODER_MASK in parameters(model)):
+        return None
     length = 1 if scenario.cache == "single" else point.length
     now, heard = replace(point, length=length), _heard(model, point, scenario)
     if scenario.continues:
         given = _after(model, now, scenario, heard, run)
     else:
         given = _given(model, reads, now, 0, scenario.mask) | heard
+        given = {name: value for name, value in given.items() if not (scenario.halved and name == DECODER_MASK)}
     if given is None:
         return None
     if scenario.cache == "empty":
@@ -129,8 +137,8 @@ def _given(model: nn.Module, reads: Feed, point: Point, before: int, mask: bool)
     if not is_paired(model):
         return given | ({str(reads.mask): everything} if before and mask and reads.mask else {})
     given["decoder_input_ids"] = zeros((point.batch, point.length), torch.long, META)
-    masked = mask and "decoder_attention_mask" in parameters(model)
-    return given | ({"decoder_attention_mask": everything} if masked else {})
+    masked = mask and DECODER_MASK in parameters(model)
+    return given | ({DECODER_MASK: everything} if masked else {})
 
 
 def _after(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from traceback import walk_tb
@@ -14,6 +14,7 @@ from peftc.trace.calls import Recorded, Recording, record
 from peftc.trace.feeds import FAILURES, POINTS, Point, feed
 from peftc.trace.inputs import SCENARIOS, Scenario
 from peftc.trace.nested import tensors_in
+from peftc.trace.remembered import signature
 from peftc.trace.repeats import Twins, twins
 
 LONGEST = max(point.length + point.past for point in POINTS)
@@ -33,10 +34,14 @@ class Observed:
     replaced: Mapping[str, str]
 
     def calls(self, module: nn.Module) -> list[Call]:
-        """The calls of one module, per scenario that reaches it, as one record per point."""
+        """The calls of one module, per scenario that reaches it, as one record per point; of equal ones the first."""
         run = self.twins.get(module, module)
         pairs = self.recordings.values()
-        return [tuple(r.calls[run] for r in pair) for pair in pairs if all(run in r.calls for r in pair)]
+        calls = [tuple(r.calls[run] for r in pair) for pair in pairs if all(run in r.calls for r in pair)]
+        distinct: dict[Hashable, Call] = {}
+        for call in calls:
+            distinct.setdefault(signature([(r.named, r.extra) for r in call]), call)
+        return list(distinct.values())
 
     def continues(self, module: nn.Module) -> bool:
         """Whether a module runs on what comes next alone, where a cache holds the rest: it never looks ahead."""

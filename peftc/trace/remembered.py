@@ -45,6 +45,14 @@ class Remembered:
         return first, second
 
 
+def signature(value: Any) -> Hashable:
+    """Shapes, dtypes and numbers of a value: equal for what no trace tells apart; its own where there is more to it."""
+    try:
+        return _key(value)
+    except Unknown:
+        return object()
+
+
 def _key(value: Any) -> Hashable:
     if isinstance(value, fx.Node):
         return tuple(_key(point) for point in value.meta["value"])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from peftc.compiler import compile
 from peftc.emit.artifact import Artifact
-from peftc.emit.folder import LOCK, foreign
+from peftc.emit.folder import LOCK, added
 from peftc.errors import PeftcError, Problem, raise_all
 from peftc.report.render import SPEC
 from peftc.runtime.lock import changed, locked
@@ -21,7 +21,7 @@ def verified(folder: Path, stage: Callable[[str], None]) -> tuple[str, ...]:
     """What was proved.  PeftcError with every file that is not what the lock says, or not what the spec compiles to."""
     stage("reading the lock")
     files = locked(folder)
-    raise_all([*changed(folder, files), *filter(None, [foreign(folder)])])
+    raise_all([*changed(folder, files), *_added(folder)])
     if SPEC not in files:
         raise PeftcError(f"{folder} has no {SPEC}: there is nothing to compile again")
     spec = load(folder / SPEC)
@@ -34,6 +34,12 @@ def verified(folder: Path, stage: Callable[[str], None]) -> tuple[str, ...]:
 def proved(artifact: Artifact) -> tuple[str, ...]:
     """The sentences of the proof, as the lock has them."""
     return tuple(json.loads(artifact.files[LOCK])["proof"]["lines"])
+
+
+def _added(folder: Path) -> Iterator[Problem]:
+    """What lies beside the locked files, but for what a version control or a download keeps there."""
+    for name in (name for name in added(folder) if not name.startswith(".")):
+        yield Problem(f"{folder / name} is not in {LOCK}", hint="move it: an artifact is what its spec compiles to")
 
 
 def _check_base(spec: Spec) -> None:

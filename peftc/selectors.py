@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -120,20 +120,21 @@ class Entry:
         if self.method.towers is None and found:
             lacking = [layer for layer in lacking if layer.tower in having]
         if self.method.layers == "all" and found:
-            lacking = self._left_out(name, lacking)
+            without = self._left_out(name, lacking, having)
+            lacking = [layer for layer in lacking if layer not in without]
         if lacking:
             self._no_site(name, word, lacking, found)
         elif name == EMBEDDING and not self.trace.layers:
             self.refuse(f"{type(self.trace.model).__name__} has no site {name!r}", *word)
         return found
 
-    def _left_out(self, name: str, lacking: Sequence[Layer]) -> list[Layer]:
-        """Those that should have a site; the others, which lack all that it is part of, are noted, and left out."""
-        without = [layer for layer in lacking if _lacks_part(layer, name, self.trace)]
+    def _left_out(self, name: str, lacking: Sequence[Layer], having: Collection[str]) -> list[Layer]:
+        """Those that lack all that a site is part of, in a tower that has it elsewhere: they are noted."""
+        without = [layer for layer in lacking if layer.tower in having and _lacks_part(layer, name, self.trace)]
         for tower in dict.fromkeys(layer.tower for layer in without):
             where = f"{_listed([layer for layer in without if layer.tower == tower])} of the {tower}"
             self.absent.setdefault(where, []).append(name)
-        return [layer for layer in lacking if layer not in without]
+        return without
 
     def notes(self) -> Iterator[str]:
         """Which layers it leaves out, though it names all."""
@@ -229,9 +230,7 @@ def _embedding(trace: Trace, word: tuple[Step, ...]) -> list[Spot]:
 def _spots_of(module: str, word: tuple[Step, ...], trace: Trace) -> list[Spot]:
     """The sites that a module is: several for the parts of a fused projection."""
     spots = [Spot(layer, path, unit, site, word) for layer, path, unit in instances(trace) for site in unit.sites]
-    exact = [spot for spot in spots if spot.module == module]
-    alone = [spot for spot in spots if spot.path == module and len(spot.unit.sites) == 1]
-    return exact or alone
+    return [spot for spot in spots if spot.module == module]
 
 
 def instances(trace: Trace) -> Iterator[tuple[Layer | None, str, Unit]]:

@@ -32,17 +32,27 @@ def foreign(folder: Path) -> Problem | None:
     if folder.is_symlink() or not folder.is_dir() or not (folder / LOCK).is_file():
         hint = f"an artifact has a {LOCK}; move it, or use another --out"
         return Problem(f"{folder} is there and is no artifact of peftc", hint=hint)
-    added = sorted({path.name for path in folder.iterdir()} - _own(folder / LOCK))
-    if not added:
-        return None
-    hint = "a compile replaces the whole folder: move them, or use another --out"
-    return Problem(f"{folder} holds what no compile wrote: {', '.join(added)}", hint=hint)
+    hint = "a compile replaces the whole folder: move {}, or use another --out"
+    if locked_files(folder) is None:
+        return Problem(f"{folder / LOCK} is no lock of peftc: whose the files are is unknown", hint=hint.format("it"))
+    if more := ", ".join(added(folder)):
+        return Problem(f"{folder} holds what no compile wrote: {more}", hint=hint.format("them"))
+    return None
 
 
-def _own(lock: Path) -> set[str]:
-    """The names in an artifact that a compile may replace: what its lock names, and what Python makes of it."""
+def locked_files(folder: Path) -> dict[str, str] | None:
+    """file name -> sha256, as a lock has it; None where it is none of peftc's.  OSError where it cannot be read."""
     try:
-        files = json.loads(lock.read_text("utf-8"))["files"]
-    except (ValueError, KeyError, TypeError):
-        files = ()
-    return {*(files if isinstance(files, dict) else ()), LOCK, "__pycache__"}
+        files = json.loads((folder / LOCK).read_text("utf-8"))["files"]
+    except (KeyError, RecursionError, TypeError, ValueError):
+        return None
+    if not isinstance(files, dict) or any(Path(name).name != name for name in files):
+        return None
+    return {str(name): str(digest) for name, digest in files.items()}
+
+
+def added(folder: Path) -> list[str]:
+    """The names in an artifact that its lock does not have as files, but for what Python makes of them."""
+    files = locked_files(folder) or {}
+    own = {LOCK, *(name for name in files if not (folder / name).is_dir())}
+    return sorted({path.name for path in folder.iterdir()} - own - {"__pycache__"})

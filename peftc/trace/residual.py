@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from types import FunctionType
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import fx
 
 from peftc.graph import dataflow
 from peftc.graph.branches import choose
+from peftc.trace.feeds import FAILURES
 from peftc.trace.views import View, is_flat
 
 ADDS = (operator.add, operator.iadd, torch.add)
@@ -104,15 +105,23 @@ def _mixes(view: View, node: fx.Node) -> bool:
 def _of(view: View, node: fx.Node, held: Mapping[fx.Node, torch.Tensor]) -> Any:
     """What a node makes of other numbers: a function of the model's own, or a copy of a module of vectors alone."""
     if isinstance(node.target, FunctionType) and node.target is not choose:
-        return dataflow.moved(node, held)
+        return _ran(lambda: dataflow.moved(node, held))
     module = view.called(node)
     if module is None or node.kwargs or any(module.children()) or any(p.dim() > 1 for p in module.parameters()):
         return None
     real = copy.deepcopy(module).to_empty(device="cpu").eval()
-    for tensor in (*real.parameters(), *real.buffers()):
+    for tensor in (t for t in (*real.parameters(), *real.buffers()) if t.is_floating_point()):
         tensor.data = torch.linspace(1, 2, tensor.numel(), device="cpu").view(tensor.shape)
-    with torch.no_grad():
-        return real(*fx.node.map_arg(node.args, lambda n: held[n]))
+    return _ran(lambda: real(*fx.node.map_arg(node.args, lambda n: held.get(n, n.meta["value"][0]))))
+
+
+def _ran(compute: Callable[[], Any]) -> Any:
+    """What the model's own code makes of numbers; None where it does not take them."""
+    try:
+        with torch.no_grad():
+            return compute()
+    except FAILURES:
+        return None
 
 
 def _streams(first: Any, second: Any) -> bool:

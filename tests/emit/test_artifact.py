@@ -58,7 +58,8 @@ def test_what_was_put_into_an_artifact_is_not_lost(tmp_path: Path, broken: bool)
     (folder / "adapter" / "adapter.safetensors").write_bytes(b"trained")
     if broken:
         (folder / "peftc.lock.json").write_text("[")
-    with pytest.raises(PeftcError, match=r"holds what no compile wrote: .*adapter"):
+    said = "lock.json is no lock of peftc" if broken else "holds what no compile wrote: adapter"
+    with pytest.raises(PeftcError, match=said):
         artifact("b").write(tmp_path)
     assert (folder / "adapter" / "adapter.safetensors").read_bytes() == b"trained"
     assert (folder / "README.md").read_text() == "a"

@@ -132,9 +132,14 @@ class Filler:
 
 
 def _keeps(value: Any) -> bool:
-    """Whether a value is an object of a class that transformers or the model's own code defines, but its config."""
+    """Whether a value is an object that keeps others as attributes, as a cache does: its tensors are filled in a copy.
+
+    Functions, types, modules, configs, and objects of torch are given as they are.
+    """
+    if isinstance(value, (type, nn.Module, PreTrainedConfig)):
+        return False
     foreign = type(value).__module__.partition(".")[0] in ("builtins", "torch", "functools")
-    return hasattr(value, "__dict__") and not (foreign or isinstance(value, (type, nn.Module, PreTrainedConfig)))
+    return not foreign and getattr(value, "__dict__", None) is not None
 
 
 def real_module(module: nn.Module, seed: int) -> nn.Module:

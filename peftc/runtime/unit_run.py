@@ -129,23 +129,26 @@ class UnitRun:
                 if name in trains:
                     _perturb(parameter, attempt)
             _run(own, self.calls[attempt % len(self.calls)][1], _filler(CASES[0]), freeze=False)
-            moved |= {name for name, p in present.items() if p.grad is not None and bool(p.grad.ne(0).any())}
+            moved |= {name for name, p in present.items() if _learns(p)}
             planned = self._planned(present)
             if moved >= planned:
                 break
-        idle = self._idle(planned - moved)
+        idle = self._idle(planned - moved, trains)
         if moved != planned - idle:
             raise Defect(f"{self.body.name}: gradients of {sorted(moved ^ (planned - idle))} are not as planned")
         return attempt + 1, idle
 
-    def _idle(self, names: Collection[str]) -> set[str]:
-        """Those of the base's parameters among these that its own forward gives no gradient at any call."""
-        base = self._real(CASES[0])
-        left = {name: p for n, p in base.named_parameters() if (name := f"{self.path}.{n}") in names}
-        for _, call in self.calls if left else ():
-            _run(base, call, _filler(CASES[0]))
-            left = {name: p for name, p in left.items() if p.grad is None or not bool(p.grad.ne(0).any())}
-        return set(left)
+    def _idle(self, names: Collection[str], trains: Collection[str]) -> set[str]:
+        """Those of the base's parameters among these that its own forward gives no gradient, at as many points."""
+        left = {name for n, _ in self.module.named_parameters() if (name := f"{self.path}.{n}") in names}
+        for attempt in range(TRIES if left else 0):
+            base = self._real(CASES[0])
+            present = {f"{self.path}.{name}": p for name, p in base.named_parameters()}
+            for name in present.keys() & trains:
+                _perturb(present[name], attempt)
+            _run(base, self.calls[attempt % len(self.calls)][1], _filler(CASES[0]))
+            left = {name for name in left if not _learns(present[name])}
+        return left
 
     def _planned(self, present: Collection[str]) -> set[str]:
         """Of these parameters, all that the base does not have, and what the plan selects."""
@@ -208,9 +211,11 @@ class UnitRun:
             have = f"{len(others)} outputs and gradients, not {len(tensors)} as {self.body.unit.base.__name__}"
             raise Defect(f"{self.body.name} has {have}: {where}")
         for a, b in zip(tensors, others, strict=True):
+            if (a.shape, a.dtype) != (b.shape, b.dtype):
+                have = f"{_kind(b)}, not {_kind(a)} as {self.body.unit.base.__name__}"
+                raise Defect(f"{self.body.name} gives {have}: {where}")
             by = 0.0 if exact else 1e-5  # what is no number in both is equal
-            alike = (a.shape, a.dtype) == (b.shape, b.dtype)
-            if not (alike and torch.allclose(a, b, rtol=by, atol=by, equal_nan=True)):
+            if not torch.allclose(a, b, rtol=by, atol=by, equal_nan=True):
                 off = (a.float() - b.float()).abs().max().item()
                 raise Defect(f"{self.body.name} differs from {self.body.unit.base.__name__} by {off:.3g}: {where}")
 
@@ -238,6 +243,15 @@ def _perturb(parameter: nn.Parameter, seed: int) -> None:
         parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator).to(parameter.dtype))
 
 
+def _learns(parameter: nn.Parameter) -> bool:
+    """Whether some entry has a gradient: neither zero nor no number."""
+    return parameter.grad is not None and bool(parameter.grad.nan_to_num().ne(0).any())
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    return f"{tuple(tensor.shape)} of {tensor.dtype}"
+
+
 def _filler(case: Case, own: str | None = None) -> Filler:
     return Filler(SEED, case.dtype, added=case.eager and own != "eager")
 
@@ -260,11 +274,16 @@ def _outputs(module: nn.Module, call: Recorded, fill: Filler) -> Any:
 
 
 def _attempted(base: nn.Module, call: Recorded, fill: Filler) -> tuple[Any, Any] | None:
-    """What a run of the base's own module gives; None where it does not run so, as in bfloat16 or without a mask."""
+    """What a run of the base's own module gives; None where it does not run so, as in bfloat16 or without a mask.
+
+    Nor does a run tell anything that gives no finite number.
+    """
     try:
-        return _run(base, call, fill)
+        found = _run(base, call, fill)
     except (RuntimeError, TypeError):
         return None
+    floats = [t for t in tensors_in(found[0]) if t.is_floating_point()]
+    return None if floats and not any(bool(t.isfinite().any()) for t in floats) else found
 
 
 def _backward(outputs: Iterable[torch.Tensor]) -> None:

@@ -39,6 +39,13 @@ base:
   task: masked-lm
 methods:
 """
+CROSS = """
+name: proven
+base:
+  config: {model_type: gpt2, n_embd: 16, n_layer: 1, n_head: 2, vocab_size: 64, add_cross_attention: true}
+  task: causal-lm
+methods:
+"""
 
 
 def program_of(folder: Path, text: str) -> Program:
@@ -65,6 +72,12 @@ def test_a_part_of_a_fused_projection_is_no_slice_once_it_is_a_sum(tmp_path: Pat
     whole = "Phi3DecoderLayer: with additions equal to Phi3DecoderLayer at initialisation, bit for bit"
     assert f"{whole}, with parts of fused projections laid out as sums are" in prove(program_of(tmp_path, text)).lines
     assert whole in prove(program_of(tmp_path, text.replace("ffn_gate, ", ""))).lines
+
+
+def test_a_part_of_a_fused_projection_in_one_branch(tmp_path: Path) -> None:
+    """Keys and values of another sequence are read where there is one: else its unit has no such part."""
+    lines = prove(program_of(tmp_path, CROSS + "  - {method: lora, at: [cross.k, cross.v]}\n")).lines
+    assert any("with parts of fused projections laid out as sums are" in line for line in lines)
 
 
 def test_every_case_meets_every_scenario(tmp_path: Path) -> None:
@@ -166,7 +179,7 @@ def test_a_base_that_runs_in_float32_alone(tmp_path: Path) -> None:
     """Its mixing is a Fourier transform, which torch has no bfloat16 for."""
     lines = prove(program_of(tmp_path, FNET + "  - method: adapter\n")).lines
     equal = "FNetLayer: without additions equal to FNetLayer, bit for bit, gradients too"
-    assert f"{equal}; 2 of 7 runs left out, in which its own forward fails" in lines
+    assert f"{equal}; 2 of 7 runs left out, in which its own forward fails, or gives no finite number" in lines
 
 
 def test_a_module_that_sets_its_own_attributes_stays_a_call(tmp_path: Path) -> None:

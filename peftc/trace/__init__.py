@@ -62,7 +62,7 @@ def _found(model: nn.Module, causal: Callable[[], bool]) -> Trace:
     found, untraced = tuple(layer for layer in found if layer.path not in idle), {**untraced, **idle}
     units = tuple(dict.fromkeys(unit for layer in found for _, unit in layer.units))
     names = tuple(name for name, _ in model.named_modules() if name)
-    others, fixed = singles(model, found, observed.twins)
+    others, fixed = singles(model, found, observed)
     return Trace(model, units, found, others, parameters(model, carrying), names, untraced, fixed)
 
 

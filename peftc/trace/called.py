@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dis
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any
 
@@ -15,13 +15,15 @@ from torch import nn
 
 from peftc.trace.calls import Recording, watching
 from peftc.trace.feeds import FAILURES, POINTS
-from peftc.trace.inputs import SCENARIOS, inputs
+from peftc.trace.inputs import SCENARIOS, Scenario, inputs
 from peftc.trace.meta import patched
 from peftc.trace.nested import tensors_in
+from peftc.trace.observed import Observed
 from peftc.trace.repeats import Twins
 from peftc.trace.state import unchanged
 
 DESCRIBES = frozenset({"device", "dim", "dtype", "ndim", "shape", "size"})
+Calls = Mapping[nn.Module, tuple[torch.Tensor, Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,31 +33,54 @@ class Called:
     `failed`: why the model could not be run.
     """
 
+    calls: Calls
+    readers: Mapping[nn.Module, str]
+    failed: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Notes:
+    """What the runs so far have shown."""
+
     calls: dict[nn.Module, tuple[torch.Tensor, Any]] = field(default_factory=dict)
     readers: dict[nn.Module, str] = field(default_factory=dict)
-    failed: list[str] = field(default_factory=list)
 
 
-def called(model: nn.Module, twins: Twins) -> Called:
-    """One run of a model on the meta device in each mode; of modules that are built alike the first stands for all."""
-    found = Called()
+def called(model: nn.Module, observed: Observed) -> Called:
+    """One run of a model on the meta device in each scenario that it has, and one in training.
+
+    Of modules that are built alike the first stands for all.
+    """
+    notes, failed = _Notes(), None
     try:
-        for training in (True, False):
+        for training, scenario in ((True, SCENARIOS[0]), *((False, scenario) for scenario in observed.recordings)):
             with unchanged(model):
-                _run(model.train(training), twins, found)
+                _run(model.train(training), scenario, observed.twins, notes)
     except FAILURES as refusal:
-        found.failed.append(" ".join(str(refusal).split()))
-    return found
+        failed = " ".join(str(refusal).split())
+    return Called(notes.calls, notes.readers, failed)
 
 
-def _run(model: nn.Module, twins: Twins, found: Called) -> None:
-    given = inputs(model, SCENARIOS[0], POINTS[0], lambda: watching(Recording(), twins, True))
-    with torch.no_grad(), watching(Recording(), twins, True), _noting(found):
-        model(**given or {})
+def _run(model: nn.Module, scenario: Scenario, twins: Twins, notes: _Notes) -> None:
+    """One run; where a model fails on new ids alone, it is given those of its cache before them."""
+
+    def run() -> AbstractContextManager[None]:
+        return watching(Recording(), twins, scenario.mask)
+
+    given = inputs(model, scenario, POINTS[0], run)
+    if given is None:
+        return
+    try:
+        with torch.no_grad(), run(), _noting(notes):
+            model(**given)
+    except RuntimeError:
+        if not scenario.continues or scenario.whole:
+            raise
+        _run(model, replace(scenario, whole=True), twins, notes)
 
 
 @contextmanager
-def _noting(found: Called) -> Iterator[None]:
+def _noting(notes: _Notes) -> Iterator[None]:
     call, read = nn.Module.__call__, nn.Module.__getattr__
     stack: list[nn.Module] = []
 
@@ -67,13 +92,13 @@ def _noting(found: Called) -> Iterator[None]:
             stack.pop()
         source = next(tensors_in((args, kwargs)), None)
         if source is not None and not any(True for _ in module.children()):
-            found.calls.setdefault(module, (source, result))
+            notes.calls.setdefault(module, (source, result))
         return result
 
     def reading(module: nn.Module, name: str) -> Any:
         value = read(module, name)
         if isinstance(value, nn.Parameter) and stack and stack[-1] is not module and not _describes(sys._getframe(1)):
-            found.readers.setdefault(module, type(stack[-1]).__name__)
+            notes.readers.setdefault(module, type(stack[-1]).__name__)
         return value
 
     with ExitStack() as patches:
@@ -84,5 +109,6 @@ def _noting(found: Called) -> Iterator[None]:
 
 def _describes(frame: FrameType) -> bool:
     """Whether an attribute that is read now is asked for no more than its dtype, its device or its sizes."""
-    following = (i for i in dis.get_instructions(frame.f_code) if i.offset > frame.f_lasti and i.opname != "CACHE")
-    return next(following).argval in DESCRIBES
+    instructions = (i for i in dis.get_instructions(frame.f_code) if i.offset > frame.f_lasti)
+    following = next(i for i in instructions if i.opname not in ("CACHE", "EXTENDED_ARG"))
+    return following.opname in ("LOAD_ATTR", "LOAD_METHOD") and following.argval in DESCRIBES

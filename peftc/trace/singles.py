@@ -14,31 +14,43 @@ from peftc.graph.sites import Embedding, Layer, Projection, Unit, around
 from peftc.trace.called import Called, called
 from peftc.trace.feeds import POINTS
 from peftc.trace.layers import fingerprint
-from peftc.trace.repeats import Twins
+from peftc.trace.mapped import is_transposed
+from peftc.trace.observed import Observed
 
 Instances = tuple[tuple[str, Unit], ...]
 Single = Projection | Embedding
 NODE = base_forward.__name__
 
 
-def singles(model: nn.Module, layers: Sequence[Layer], twins: Twins) -> tuple[Instances, Mapping[str, str]]:
-    """Those outside every layer, then those inside; path -> why, of those inside that cannot be changed."""
+def singles(model: nn.Module, layers: Sequence[Layer], observed: Observed) -> tuple[Instances, Mapping[str, str]]:
+    """Those outside every layer, then those inside; path -> why, of those that cannot be changed."""
     owners = {name: around(layers, name) for name in _alone(model, layers)}
-    outside = [(name, _unit(model, [name], _outside(model, name))) for name, layer in owners.items() if not layer]
-    inside = {name: layer for name, layer in owners.items() if layer}
-    if not inside:
-        return tuple(outside), {}
-    seen = called(model, twins)
-    modules = {name: model.get_submodule(name) for name in inside}
-    like = {name: twins.get(module, module) for name, module in modules.items()}
-    fixed = {name: why for name, module in like.items() if (why := _why(seen, module))}
+    modules = {name: model.get_submodule(name) for name in owners}
+    if all(_is_ordinary(module, owners[name]) for name, module in modules.items()):
+        return tuple((name, _unit(model, [name], _outside(model, name, None))) for name in owners), {}
+    seen = called(model, observed)
+    like = {name: observed.twins.get(module, module) for name, module in modules.items()}
+    trusted = {
+        name
+        for name, m in modules.items()
+        if owners[name] is None and (seen.failed is not None or _is_ordinary(m, None))
+    }
+    fixed = {name: why for name, m in like.items() if name not in trusted and (why := _why(seen, m))}
     groups: dict[tuple[type[nn.Module], Single], list[str]] = {}
-    for name, layer in inside.items():
-        if name not in fixed:
-            site = _inside(modules[name], _name_in(layer, name), _is_causal(layer, layers), *seen.calls[like[name]])
-            groups.setdefault((type(modules[name]), site), []).append(name)
+    outside = []
+    for name, layer in ((name, layer) for name, layer in owners.items() if name not in fixed):
+        if layer is None:
+            outside.append((name, _unit(model, [name], _outside(model, name, seen.calls.get(like[name])))))
+            continue
+        site = _inside(modules[name], _name_in(layer, name), _is_causal(layer, layers), *seen.calls[like[name]])
+        groups.setdefault((type(modules[name]), site), []).append(name)
     units = [_unit(model, names, site) for (_, site), names in groups.items()]
     return (*outside, *((path, unit) for unit in units for path in unit.paths)), fixed
+
+
+def _is_ordinary(module: nn.Module, layer: Layer | None) -> bool:
+    """An embedding outside every layer: a place whoever else reads its weight, as a head that is tied to it does."""
+    return layer is None and isinstance(module, nn.Embedding)
 
 
 def _alone(model: nn.Module, layers: Sequence[Layer]) -> list[str]:
@@ -67,11 +79,13 @@ def _unit(model: nn.Module, paths: Sequence[str], site: Single) -> Unit:
     return Unit(type(module).__name__, type(module), graph, (site,), tuple(paths), fingerprint=fingerprint(graph))
 
 
-def _outside(model: nn.Module, path: str) -> Single:
+def _outside(model: nn.Module, path: str, call: tuple[torch.Tensor, object] | None) -> Single:
+    """The site of a module outside every layer; where its model does not run, its class says what it is."""
     module = model.get_submodule(path)
     if isinstance(module, nn.Embedding):
         return _embedding("embedding" if module is _input_embeddings(model) else path, module)
-    return _projection(path, module, transposed=not isinstance(module, nn.Linear))
+    transposed = is_transposed(module, call[0]) if call else not isinstance(module, nn.Linear)
+    return _projection(path, module, transposed=bool(transposed))
 
 
 def _embedding(name: str, module: nn.Module) -> Embedding:
@@ -108,8 +122,7 @@ def _inside(module: nn.Module, name: str, causal: bool, source: torch.Tensor, re
     """The site of a module inside a layer, by what it made of its input."""
     if isinstance(module, nn.Embedding):
         return _embedding(name, module)
-    sizes = (source.shape[-1], result.shape[-1])
-    transposed = not isinstance(module, nn.Linear) and module.get_parameter("weight").shape == sizes
+    transposed = bool(is_transposed(module, source))
     turned = result.dim() == 3 and result.shape[1] == POINTS[0].batch != result.shape[0]
     return _projection(name, module, transposed=transposed, causal=causal, flat=result.dim() != 3, turned=turned)
 
@@ -121,8 +134,8 @@ def _is_causal(layer: Layer, layers: Sequence[Layer]) -> bool:
 
 def _why(seen: Called, module: nn.Module) -> str | None:
     """Why what is added to a module's output is no change of what its matrix does, or None."""
-    if seen.failed:
-        return f"its model does not run on example inputs: {seen.failed[0]}"
+    if seen.failed is not None:
+        return f"its model does not run on example inputs: {seen.failed}"
     if module in seen.readers:
         return f"{seen.readers[module]} reads its weight itself, and may do without its forward"
     if module not in seen.calls:
@@ -137,5 +150,5 @@ def _maps(module: nn.Module, source: torch.Tensor, result: object) -> bool:
         return False
     if isinstance(module, nn.Embedding):
         return result.shape == (*source.shape, weight.shape[1])
-    ends = sorted((source.shape[-1], result.shape[-1]))
-    return source.is_floating_point() and source.shape[:-1] == result.shape[:-1] and ends == sorted(weight.shape)
+    fits = source.is_floating_point() and source.shape[:-1] == result.shape[:-1]
+    return fits and is_transposed(module, source) is not None

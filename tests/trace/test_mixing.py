@@ -87,3 +87,35 @@ def test_only_what_works_on_each_position_is_a_feed_forward() -> None:
     assert {path for path, _ in trace.others if "mixer" in path} == {
         f"blocks.{index}.mixer.{name}" for index in (0, 1) for name in ("into", "out")
     }
+
+
+class Stepping(Recurrent):
+    """With a cache it does without its first map's forward."""
+
+    def forward(self, x: torch.Tensor, state: State | None) -> torch.Tensor:
+        if state is None:
+            return super().forward(x, None)
+        result: torch.Tensor = self.out(state.update(torch.tanh(x @ self.into.weight.T)))
+        return result
+
+
+def test_a_step_that_passes_a_forward_by() -> None:
+    model = Caching()
+    model.blocks[0].mixer = Stepping()
+    trace = trace_model(model)
+    assert trace.fixed == {
+        "blocks.0.mixer.into": "Stepping reads its weight itself, and may do without its forward",
+    }  # fmt: skip
+
+
+class Handed(Mixing):
+    """The cache is none of its forward's parameters."""
+
+    def forward(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]
+        return super().forward(x, kwargs.get("state"))
+
+
+def test_a_cache_among_further_keywords() -> None:
+    model = Caching()
+    model.blocks[0] = Handed()
+    assert sites(trace_model(model))[0] == ()

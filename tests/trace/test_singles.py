@@ -10,13 +10,32 @@ from torch import nn
 
 from peftc.errors import PeftcError
 from peftc.trace import trace_model
-from tests.trace.nets import IDS, WIDTH, Block, attached, made
+from tests.trace.nets import IDS, WIDTH, Block, Net, attached, made
 
 
 class Routing(nn.Linear):
     def forward(self, x: torch.Tensor) -> Any:
         scores = super().forward(x)
         return scores, scores.argmax(-1)
+
+
+class Gating(nn.Linear):
+    """As wide as a linear map's result, and none."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(super().forward(x))
+
+
+class Square(nn.Module):
+    """A matrix that stands as a linear map's does, or the other way round, in a class of its own."""
+
+    def __init__(self, turned: bool) -> None:
+        super().__init__()
+        self.weight, self.turned = nn.Parameter(torch.randn(WIDTH, WIDTH)), turned
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = x @ (self.weight if self.turned else self.weight.T)
+        return result
 
 
 class Mixing(nn.Module):
@@ -79,3 +98,46 @@ def test_an_addition_in_one_layer() -> None:
     assert not torch.allclose(changed(IDS), model(IDS))
     changed(IDS).sum().backward()
     assert all(p.grad is not None and bool(p.grad.abs().max() > 0) for p in added.values())
+
+
+class Shaped(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gating, self.rows, self.columns = Gating(WIDTH, WIDTH), Square(False), Square(True)
+
+    def prepared(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        result: torch.Tensor = x + self.gating(x) * self.rows(x) * self.columns(x)
+        return result
+
+
+def test_numbers_say_what_is_a_linear_map_and_which_way_round_its_matrix_is() -> None:
+    trace = trace_model(made(Shaped))
+    found = {path: site.transposed for path, unit in trace.others for site in unit.sites if hasattr(site, "transposed")}
+    assert {path: turned for path, turned in found.items() if ".0." in path} == {
+        "blocks.0.rows": False, "blocks.0.columns": True,
+    }  # fmt: skip
+    assert trace.fixed["blocks.0.gating"] == "Gating is no linear map and no embedding"
+
+
+class Pooled(Net):
+    """Behind the blocks: an attention whose kernel takes the weights, a head that is tied, and an idle map."""
+
+    def __init__(self) -> None:
+        super().__init__([Block(), Block()])
+        self.pooling = nn.MultiheadAttention(WIDTH, 2, batch_first=True)
+        self.head, self.idle = nn.Linear(WIDTH, 11, bias=False), nn.Linear(WIDTH, WIDTH)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = super().forward(ids)
+        scores: torch.Tensor = self.head(self.pooling(x, x, x)[0])
+        return scores + nn.functional.linear(x, self.embedding.weight)
+
+
+def test_outside_every_layer_too() -> None:
+    trace = trace_model(Pooled())
+    assert [path for path, _ in trace.others] == ["embedding", "head"]
+    assert trace.fixed == {
+        "pooling.out_proj": "MultiheadAttention reads its weight itself, and may do without its forward",
+        "idle": "its forward is never called",
+    }

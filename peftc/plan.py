@@ -98,9 +98,12 @@ def resolve(spec: Spec, trace: Trace) -> Plan:
         gates=_gates(placements, attributes),
         shared=_shared(placements, trace, attributes),
         selections=(*selections, *([Selection(None, "train", parts)] if parts else ())),
-        notes=(*_notes(spec), *(note for entry in entries for note in entry.notes()), *_no_layers(trace)),
+        notes=(
+            *_notes(spec), *(note for entry in entries for note in entry.notes()), *_no_layers(trace),
+            *_last_sublayers(placements, trace),
+        ),
         hash="",
-    )
+    )  # fmt: skip
     return replace(plan, hash=plan_hash(plan))
 
 
@@ -217,6 +220,14 @@ def _no_layers(trace: Trace) -> Iterator[str]:
         if others:
             taken += [blocks[child] for child in others]
             yield f"{name}: no attention was found in {', '.join(others)}: no layers; modules: reaches them"
+
+
+def _last_sublayers(placements: Sequence[Placement], trace: Trace) -> Iterator[str]:
+    """The towers without any attention where something stands at `ffn`, which is no feed-forward for certain."""
+    attending = {layer.tower for layer in trace.layers if layer.attends}
+    used = [p.layer.tower for p in placements if p.layer and p.site.name == "ffn" and p.layer.tower not in attending]
+    for tower in dict.fromkeys(used):
+        yield f"nothing attends in the {tower}: ffn is the last sublayer of a layer, whatever it mixes"
 
 
 def _is_block(module: nn.Module) -> bool:

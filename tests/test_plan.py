@@ -129,6 +129,14 @@ def test_lists_in_which_nothing_attends_are_named() -> None:
     )
 
 
+def test_where_nothing_attends_the_feed_forward_is_what_comes_last() -> None:
+    trace = trace_model(Net([Feeding(), Feeding()]))
+    assert planned(["{method: adapter, bottleneck: 2}"], trace).notes == (
+        "nothing attends in the decoder: ffn is the last sublayer of a layer, whatever it mixes",
+    )
+    assert not planned(["{method: lora, modules: embedding}"], trace).notes
+
+
 def test_parts_of_a_fused_projection_go_by_their_names() -> None:
     assert names(planned(["{method: lora}"], fused(by_hand()))) == ["q_lora", "v_lora"]
 

@@ -15,7 +15,7 @@ def is_transposed(module: nn.Module, source: torch.Tensor) -> bool | None:
     """Whether a linear map's matrix is (inputs, outputs); None for what is no linear map by its matrix."""
     if type(module) is nn.Linear:
         return False
-    if sum(p.numel() for p in module.parameters()) > LARGEST or not source.is_floating_point():
+    if not source.is_floating_point() or sum(p.numel() for p in module.parameters()) > LARGEST:
         return None
     draw = torch.Generator().manual_seed(0)
     x = torch.empty(source.shape, device="cpu").normal_(generator=draw)

@@ -23,34 +23,29 @@ NODE = base_forward.__name__
 
 
 def singles(model: nn.Module, layers: Sequence[Layer], observed: Observed) -> tuple[Instances, Mapping[str, str]]:
-    """Those outside every layer, then those inside; path -> why, of those that cannot be changed."""
+    """Those outside every layer, then those inside; path -> why, of those that cannot be changed.
+
+    An embedding outside is a place whoever else reads its weight, as a head that is tied to it does.
+    """
     owners = {name: around(layers, name) for name in _alone(model, layers)}
     modules = {name: model.get_submodule(name) for name in owners}
-    if all(_is_ordinary(module, owners[name]) for name, module in modules.items()):
-        return tuple((name, _unit(model, [name], _outside(model, name, None))) for name in owners), {}
-    seen = called(model, observed)
+    bound = [name for name, module in modules.items() if owners[name] or not isinstance(module, nn.Embedding)]
+    seen = called(model, observed) if bound else Called({}, {})
     like = {name: observed.twins.get(module, module) for name, module in modules.items()}
-    trusted = {
-        name
-        for name, m in modules.items()
-        if owners[name] is None and (seen.failed is not None or _is_ordinary(m, None))
-    }
-    fixed = {name: why for name, m in like.items() if name not in trusted and (why := _why(seen, m))}
+    turned = {m: is_transposed(m, seen.calls[m][0]) for m in dict.fromkeys(like.values()) if m in seen.calls}
+    checked = [name for name in bound if owners[name] or seen.failed is None]
+    fixed = {name: why for name in checked if (why := _why(seen, like[name], turned))}
     groups: dict[tuple[type[nn.Module], Single], list[str]] = {}
     outside = []
     for name, layer in ((name, layer) for name, layer in owners.items() if name not in fixed):
         if layer is None:
-            outside.append((name, _unit(model, [name], _outside(model, name, seen.calls.get(like[name])))))
+            outside.append((name, _unit(model, [name], _outside(model, name, turned.get(like[name])))))
             continue
-        site = _inside(modules[name], _name_in(layer, name), _is_causal(layer, layers), *seen.calls[like[name]])
+        causal, call = _is_causal(layer, layers), seen.calls[like[name]]
+        site = _inside(modules[name], _name_in(layer, name), causal, bool(turned[like[name]]), *call)
         groups.setdefault((type(modules[name]), site), []).append(name)
     units = [_unit(model, names, site) for (_, site), names in groups.items()]
     return (*outside, *((path, unit) for unit in units for path in unit.paths)), fixed
-
-
-def _is_ordinary(module: nn.Module, layer: Layer | None) -> bool:
-    """An embedding outside every layer: a place whoever else reads its weight, as a head that is tied to it does."""
-    return layer is None and isinstance(module, nn.Embedding)
 
 
 def _alone(model: nn.Module, layers: Sequence[Layer]) -> list[str]:
@@ -79,13 +74,12 @@ def _unit(model: nn.Module, paths: Sequence[str], site: Single) -> Unit:
     return Unit(type(module).__name__, type(module), graph, (site,), tuple(paths), fingerprint=fingerprint(graph))
 
 
-def _outside(model: nn.Module, path: str, call: tuple[torch.Tensor, object] | None) -> Single:
-    """The site of a module outside every layer; where its model does not run, its class says what it is."""
+def _outside(model: nn.Module, path: str, turned: bool | None) -> Single:
+    """The site of a module outside every layer; where no run shows how its matrix stands, its class says it."""
     module = model.get_submodule(path)
     if isinstance(module, nn.Embedding):
         return _embedding("embedding" if module is _input_embeddings(model) else path, module)
-    transposed = is_transposed(module, call[0]) if call else not isinstance(module, nn.Linear)
-    return _projection(path, module, transposed=bool(transposed))
+    return _projection(path, module, transposed=not isinstance(module, nn.Linear) if turned is None else turned)
 
 
 def _embedding(name: str, module: nn.Module) -> Embedding:
@@ -118,11 +112,12 @@ def _name_in(layer: Layer, name: str) -> str:
     return name.removeprefix(path).removeprefix(".") or name.rpartition(".")[2]
 
 
-def _inside(module: nn.Module, name: str, causal: bool, source: torch.Tensor, result: torch.Tensor) -> Single:
+def _inside(
+    module: nn.Module, name: str, causal: bool, transposed: bool, source: torch.Tensor, result: torch.Tensor
+) -> Single:
     """The site of a module inside a layer, by what it made of its input."""
     if isinstance(module, nn.Embedding):
         return _embedding(name, module)
-    transposed = bool(is_transposed(module, source))
     turned = result.dim() == 3 and result.shape[1] == POINTS[0].batch != result.shape[0]
     return _projection(name, module, transposed=transposed, causal=causal, flat=result.dim() != 3, turned=turned)
 
@@ -132,7 +127,7 @@ def _is_causal(layer: Layer, layers: Sequence[Layer]) -> bool:
     return any(site.causal for unit in units for site in unit.sites)
 
 
-def _why(seen: Called, module: nn.Module) -> str | None:
+def _why(seen: Called, module: nn.Module, turned: Mapping[nn.Module, bool | None]) -> str | None:
     """Why what is added to a module's output is no change of what its matrix does, or None."""
     if seen.failed is not None:
         return f"its model does not run on example inputs: {seen.failed}"
@@ -140,15 +135,14 @@ def _why(seen: Called, module: nn.Module) -> str | None:
         return f"{seen.readers[module]} reads its weight itself, and may do without its forward"
     if module not in seen.calls:
         return "its forward is never called"
-    return None if _maps(module, *seen.calls[module]) else f"{type(module).__name__} is no linear map and no embedding"
+    maps = _maps(module, *seen.calls[module], turned[module])
+    return None if maps else f"{type(module).__name__} is no linear map and no embedding"
 
 
-def _maps(module: nn.Module, source: torch.Tensor, result: object) -> bool:
+def _maps(module: nn.Module, source: torch.Tensor, result: object, turned: bool | None) -> bool:
     """Whether a result is a linear map of each vector of its source, or a row of the matrix for each index."""
-    weight = module.get_parameter("weight")
     if not isinstance(result, torch.Tensor):
         return False
     if isinstance(module, nn.Embedding):
-        return result.shape == (*source.shape, weight.shape[1])
-    fits = source.is_floating_point() and source.shape[:-1] == result.shape[:-1]
-    return fits and is_transposed(module, source) is not None
+        return result.shape == (*source.shape, module.get_parameter("weight").shape[1])
+    return turned is not None and source.shape[:-1] == result.shape[:-1]

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from peftc.errors import PeftcError
+from peftc.graph.sites import Projection
 from peftc.trace import trace_model
 from tests.trace.nets import IDS, WIDTH, Block, Net, attached, made
 
@@ -112,7 +113,9 @@ class Shaped(Block):
 
 def test_numbers_say_what_is_a_linear_map_and_which_way_round_its_matrix_is() -> None:
     trace = trace_model(made(Shaped))
-    found = {path: site.transposed for path, unit in trace.others for site in unit.sites if hasattr(site, "transposed")}
+    found = {
+        path: site.transposed for path, unit in trace.others for site in unit.sites if isinstance(site, Projection)
+    }
     assert {path: turned for path, turned in found.items() if ".0." in path} == {
         "blocks.0.rows": False, "blocks.0.columns": True,
     }  # fmt: skip

@@ -753,7 +753,7 @@ class Compiled(nn.Module):
         present = {name: p for name, p in changed.items() if not p.is_meta}
         values = {name: value for name, value in self.base_values.items() if name in present}
         if unknown := changed.keys() - values.keys():
-            known = "not switched off: from_base and peftc.attach keep the base's values, of vectors in memory alone"
+            known = "not switched off: only from_base and peftc.attach keep the base's values, of vectors in memory"
             warnings.warn(report(known, {"trained": unknown}), stacklevel=3)
         units = [(module, type(module)) for module in self.modules() if type(module) in UNITS.values()]
         trained = {name: present[name].data for name in values}

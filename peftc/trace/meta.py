@@ -80,7 +80,10 @@ def calls_answered() -> Iterator[None]:
 
 @contextmanager
 def nothing_padded() -> Iterator[None]:
-    """A mask that a model makes where it was given none hides nothing, and is left out wherever none would be."""
+    """A mask that a model makes where it was given none hides nothing, and is left out wherever none would be.
+
+    Nor do the positions that it counts itself tell several sequences in one example apart.
+    """
 
     def without(skips: Any) -> Any:
         return lambda mask, *sizes: skips(None, *sizes)
@@ -88,6 +91,7 @@ def nothing_padded() -> Iterator[None]:
     with ExitStack() as stack:
         for name in SKIPS:
             stack.enter_context(patched(masking_utils, name, without(getattr(masking_utils, name))))
+        stack.enter_context(patched(masking_utils, "find_packed_sequence_indices", lambda positions: None))
         yield
 
 

@@ -25,7 +25,8 @@ NODE = base_forward.__name__
 def singles(model: nn.Module, layers: Sequence[Layer], observed: Observed) -> tuple[Instances, Mapping[str, str]]:
     """Those outside every layer, then those inside; path -> why, of those that cannot be changed.
 
-    An embedding outside is a place whoever else reads its weight, as a head that is tied to it does.
+    An embedding outside is a place whoever else reads its weight, as a head that is tied to it does.  So is what no
+    example reaches outside, as what projects the pictures of a model that was given none.
     """
     owners = {name: around(layers, name) for name in _alone(model, layers)}
     modules = {name: model.get_submodule(name) for name in owners}
@@ -33,7 +34,8 @@ def singles(model: nn.Module, layers: Sequence[Layer], observed: Observed) -> tu
     seen = called(model, observed) if bound else Called({}, {})
     like = {name: observed.twins.get(module, module) for name, module in modules.items()}
     turned = {m: is_transposed(m, seen.calls[m][0]) for m in dict.fromkeys(like.values()) if m in seen.calls}
-    checked = [name for name in bound if owners[name] or seen.failed is None]
+    ran = {*seen.calls, *seen.readers} if seen.failed is None else set()
+    checked = [name for name in bound if owners[name] or like[name] in ran]
     fixed = {name: why for name in checked if (why := _why(seen, like[name], turned))}
     groups: dict[tuple[type[nn.Module], Single], list[str]] = {}
     outside = []

@@ -152,3 +152,11 @@ class Unbound(Refusing):
 
 def test_inputs_for_which_a_forward_forgets_a_variable_are_not_its_own() -> None:
     assert [given.name for given in feed(Unbound()).inputs] == ["input_ids"]
+
+
+def test_without_a_mask_and_a_cache_a_model_is_given_none() -> None:
+    config = AutoConfig.for_model("llama", **TEXT)
+    model = from_config(config, "causal-lm")
+    recording = record(model, Scenario(mask=False, cache="none"), POINTS[0], {})
+    assert recording is not None and recording.attending
+    assert all(recording.calls[module].named.get("attention_mask") is None for module in recording.attending)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from peftc.compiler import compile
@@ -21,7 +21,7 @@ def verified(folder: Path, stage: Callable[[str], None]) -> tuple[str, ...]:
     """What was proved.  PeftcError with every file that is not what the lock says, or not what the spec compiles to."""
     stage("reading the lock")
     files = locked(folder)
-    raise_all([*changed(folder, files), *_added(folder)])
+    raise_all([*changed(folder, files), *_added(folder, files)])
     if SPEC not in files:
         raise PeftcError(f"{folder} has no {SPEC}: there is nothing to compile again")
     spec = load(folder / SPEC)
@@ -36,9 +36,9 @@ def proved(artifact: Artifact) -> tuple[str, ...]:
     return tuple(json.loads(artifact.files[LOCK])["proof"]["lines"])
 
 
-def _added(folder: Path) -> Iterator[Problem]:
+def _added(folder: Path, files: Mapping[str, str]) -> Iterator[Problem]:
     """What lies beside the locked files, but for what a version control or a download keeps there."""
-    for name in (name for name in added(folder) if not name.startswith(".")):
+    for name in (name for name in added(folder, files) if not name.startswith(".")):
         yield Problem(f"{folder / name} is not in {LOCK}", hint="move it: an artifact is what its spec compiles to")
 
 

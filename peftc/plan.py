@@ -10,11 +10,11 @@ from torch import nn
 from peftc import legality
 from peftc.attributes import Attributes, numbers
 from peftc.errors import Problem, raise_all
-from peftc.graph.sites import Layer, Site, Trace, Unit
+from peftc.graph.sites import Layer, Site, Trace, Unit, within
 from peftc.identity import plan_hash, rank, settings
 from peftc.methods.base import Cost, Method, ModuleCall, SharedModule
 from peftc.selection import chosen, trained_parts
-from peftc.selectors import Entry, Spot, within
+from peftc.selectors import Entry, Spot
 from peftc.spec.schema import Spec
 
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
 from peftc.errors import Place, Problem
-from peftc.graph.sites import Parameter, Projection, Trace
+from peftc.graph.sites import Parameter, Projection, Trace, within
 from peftc.legality import check_refusal
-from peftc.selectors import Entry, Spot, nearest_module, within
+from peftc.selectors import Entry, Spot, nearest_module
 from peftc.spec.schema import Spec
 
 

@@ -8,11 +8,11 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from peftc.errors import Place, Problem
-from peftc.graph.sites import Embedding, Layer, Projection, Site, Trace, Unit, around
+from peftc.graph.sites import Embedding, Layer, Projection, Site, Trace, Unit, around, within
 from peftc.methods.base import Method
 from peftc.spec.complaints import closest
 from peftc.spec.document import Step
-from peftc.spec.layers import LayersError, select, written
+from peftc.spec.layers import LayersError, ranges, select
 from peftc.spec.schema import Spec
 
 EMBEDDING = "embedding"
@@ -198,7 +198,7 @@ class Entry:
 
 def _listed(layers: Sequence[Layer]) -> str:
     """`layer 3`, or `layers 0-2, 5`."""
-    return f"layer{'s' if len(layers) > 1 else ''} {written(layer.index for layer in layers)}"
+    return f"layer{'s' if len(layers) > 1 else ''} {ranges(layer.index for layer in layers)}"
 
 
 def _lacks_part(layer: Layer, name: str, trace: Trace) -> bool:
@@ -238,11 +238,6 @@ def instances(trace: Trace) -> Iterator[tuple[Layer | None, str, Unit]]:
     for layer in trace.layers:
         yield from ((layer, path, unit) for path, unit in layer.units)
     yield from ((around(trace.layers, path), path, unit) for path, unit in trace.others)
-
-
-def within(name: str, path: str) -> bool:
-    """Whether a dotted name is a path or lies below it."""
-    return not path or name == path or name.startswith(path + ".")
 
 
 def nearest_module(glob: str, trace: Trace) -> str | None:

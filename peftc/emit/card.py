@@ -6,7 +6,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from peftc.emit.module import Heading, listed
 from peftc.plan import Placement, Plan
-from peftc.report.patterns import ranges
+from peftc.spec.layers import ranges
 
 
 def card(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from peftc.errors import Problem
@@ -33,9 +34,10 @@ def foreign(folder: Path) -> Problem | None:
         hint = f"an artifact has a {LOCK}; move it, or use another --out"
         return Problem(f"{folder} is there and is no artifact of peftc", hint=hint)
     hint = "a compile replaces the whole folder: move {}, or use another --out"
-    if locked_files(folder) is None:
+    files = locked_files(folder)
+    if files is None:
         return Problem(f"{folder / LOCK} is no lock of peftc: whose the files are is unknown", hint=hint.format("it"))
-    if more := ", ".join(added(folder)):
+    if more := ", ".join(added(folder, files)):
         return Problem(f"{folder} holds what no compile wrote: {more}", hint=hint.format("them"))
     return None
 
@@ -51,8 +53,7 @@ def locked_files(folder: Path) -> dict[str, str] | None:
     return {str(name): str(digest) for name, digest in files.items()}
 
 
-def added(folder: Path) -> list[str]:
-    """The names in an artifact that its lock does not have as files, but for what Python makes of them."""
-    files = locked_files(folder) or {}
+def added(folder: Path, files: Mapping[str, str]) -> list[str]:
+    """The names in an artifact that are not the files of its lock, nor what Python makes of them."""
     own = {LOCK, *(name for name in files if not (folder / name).is_dir())}
     return sorted({path.name for path in folder.iterdir()} - own - {"__pycache__"})

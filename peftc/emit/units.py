@@ -14,8 +14,9 @@ from peftc import modules
 from peftc.emit.literal import WIDTH, literal
 from peftc.errors import Defect
 from peftc.methods.base import ModuleCall
-from peftc.report.patterns import compress, number, ranges, template
+from peftc.report.patterns import compress, number, template
 from peftc.rewrite.program import Addition, Body
+from peftc.spec.layers import ranges
 
 
 @dataclass(frozen=True)

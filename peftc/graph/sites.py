@@ -217,7 +217,7 @@ class Layer:
     @property
     def paths(self) -> tuple[str, ...]:
         """The block's path, and those of units that lie beside it."""
-        return (self.path, *(path for path, _ in self.units if not f"{path}.".startswith(f"{self.path}.")))
+        return (self.path, *(path for path, _ in self.units if not within(path, self.path)))
 
     def find(self, name: str) -> tuple[str, Unit, Site] | None:
         """The unit instance that has a site of this name: (path, unit, site)."""
@@ -231,9 +231,14 @@ class Layer:
         return tuple(dict.fromkeys(s.name for _, unit in self.units for s in unit.sites))
 
 
+def within(name: str, path: str) -> bool:
+    """Whether a dotted name is a path or lies below it."""
+    return not path or name == path or name.startswith(path + ".")
+
+
 def around(layers: Iterable[Layer], name: str) -> Layer | None:
     """The layer that a module lies in."""
-    return next((layer for layer in layers if any(f"{name}.".startswith(f"{path}.") for path in layer.paths)), None)
+    return next((layer for layer in layers if any(within(name, path) for path in layer.paths)), None)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from itertools import groupby
+
+from peftc.spec.layers import ranges
 
 NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
@@ -25,13 +26,6 @@ def number(name: str) -> int | None:
     """The first number of a dotted name: the layer it belongs to."""
     found = NUMBER.search(name)
     return int(found.group()) if found else None
-
-
-def ranges(numbers: Iterable[int]) -> str:
-    """0, 1, 2, 5 -> "0-2, 5"."""
-    ordered = enumerate(sorted(set(numbers)))
-    runs = [[number for _, number in run] for _, run in groupby(ordered, key=lambda pair: pair[1] - pair[0])]
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def template(name: str) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from peftc.report.patterns import ranges
+from peftc.spec.layers import ranges
 
 if TYPE_CHECKING:
     from peftc.plan import Plan

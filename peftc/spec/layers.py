@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from itertools import groupby
 
 Layers = str | int | tuple[int, ...]
 
@@ -25,14 +26,10 @@ def select(layers: Layers, count: int) -> tuple[int, ...]:
     return tuple(sorted(chosen))
 
 
-def written(indices: Iterable[int]) -> str:
-    """The selector that means these layers: "0-2, 5"."""
-    runs: list[list[int]] = []
-    for index in sorted(indices):
-        if runs and index == runs[-1][-1] + 1:
-            runs[-1].append(index)
-        else:
-            runs.append([index])
+def ranges(numbers: Iterable[int]) -> str:
+    """0, 1, 2, 5 -> "0-2, 5", the selector that means these layers."""
+    ordered = enumerate(sorted(set(numbers)))
+    runs = [[number for _, number in run] for _, run in groupby(ordered, key=lambda pair: pair[1] - pair[0])]
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 

@@ -5,21 +5,20 @@ from __future__ import annotations
 import dis
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import nn
 
-from peftc.trace.calls import Recording, watching
+from peftc.trace.calls import record
 from peftc.trace.feeds import FAILURES, POINTS
-from peftc.trace.inputs import SCENARIOS, Scenario, inputs
+from peftc.trace.inputs import SCENARIOS
 from peftc.trace.meta import patched
 from peftc.trace.nested import tensors_in
 from peftc.trace.observed import Observed
-from peftc.trace.repeats import Twins
 from peftc.trace.state import unchanged
 
 DESCRIBES = frozenset({"device", "dim", "dtype", "ndim", "shape", "size"})
@@ -53,30 +52,12 @@ def called(model: nn.Module, observed: Observed) -> Called:
     """
     notes, failed = _Notes(), None
     try:
-        for training, scenario in ((True, SCENARIOS[0]), *((False, scenario) for scenario in observed.recordings)):
-            with unchanged(model):
-                _run(model.train(training), scenario, observed.twins, notes)
+        with unchanged(model):
+            for training, scenario in ((True, SCENARIOS[0]), *((False, scenario) for scenario in observed.recordings)):
+                record(model.train(training), scenario, POINTS[0], observed.twins, lambda: _noting(notes))
     except FAILURES as refusal:
         failed = " ".join(str(refusal).split())
     return Called(notes.calls, notes.readers, failed)
-
-
-def _run(model: nn.Module, scenario: Scenario, twins: Twins, notes: _Notes) -> None:
-    """One run; where a model fails on new ids alone, it is given those of its cache before them."""
-
-    def run() -> AbstractContextManager[None]:
-        return watching(Recording(), twins, scenario.mask)
-
-    given = inputs(model, scenario, POINTS[0], run)
-    if given is None:
-        return
-    try:
-        with torch.no_grad(), run(), _noting(notes):
-            model(**given)
-    except RuntimeError:
-        if not scenario.continues or scenario.whole:
-            raise
-        _run(model, replace(scenario, whole=True), twins, notes)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -40,13 +40,16 @@ class Recording:
     attending: dict[nn.Module, None] = field(default_factory=dict)
 
 
-def record(model: nn.Module, scenario: Scenario, point: Point, twins: Twins) -> Recording | None:
+def record(
+    model: nn.Module, scenario: Scenario, point: Point, twins: Twins,
+    beside: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Recording | None:  # fmt: skip
     """Run the model once as the scenario says; None where the model has no such scenario, or refuses it.
 
-    A model that fails on new ids alone is given those of its cache before them.
+    A model that fails on new ids alone is given those of its cache before them.  It runs in a block of `beside`.
     """
     try:
-        return _run(model, scenario, point, twins)
+        return _run(model, scenario, point, twins, beside)
     except REFUSALS:
         if scenario.cache == "none":
             raise
@@ -54,23 +57,26 @@ def record(model: nn.Module, scenario: Scenario, point: Point, twins: Twins) -> 
     except RuntimeError:
         if not scenario.continues or scenario.whole:
             raise
-        return record(model, replace(scenario, whole=True), point, twins)
+        return record(model, replace(scenario, whole=True), point, twins, beside)
 
 
-def _run(model: nn.Module, scenario: Scenario, point: Point, twins: Twins) -> Recording | None:
+def _run(
+    model: nn.Module, scenario: Scenario, point: Point, twins: Twins,
+    beside: Callable[[], AbstractContextManager[None]],
+) -> Recording | None:  # fmt: skip
     """One run; a module whose twin has run in it on the same shapes is not run again: it returns what that returned."""
     recording = Recording()
     with torch.no_grad(), unchanged(model):
-        given = inputs(model, scenario, point, lambda: watching(Recording(), twins, scenario.mask))
+        given = inputs(model, scenario, point, lambda: _watching(Recording(), twins, scenario.mask))
         if given is None:
             return None
-        with watching(recording, twins, scenario.mask):
+        with _watching(recording, twins, scenario.mask), beside():
             model(**given)
     return recording
 
 
 @contextmanager
-def watching(recording: Recording, twins: Twins, padded: bool) -> Iterator[None]:
+def _watching(recording: Recording, twins: Twins, padded: bool) -> Iterator[None]:
     """What a model that runs inside the block does goes into the recording."""
     call, stack = nn.Module.__call__, []
     returned: dict[Any, Any] = {}

@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from peftc.graph.branches import LiftedFloat, LiftedInt, LiftedStr, given
-from peftc.graph.sites import Attention, Layer, Site, Unit
+from peftc.graph.sites import Attention, Layer, Site, Unit, within
 from peftc.trace.attention import attention_sites
 from peftc.trace.blocks import block_sites, feed_sites, other_sites
 from peftc.trace.mixing import caches
@@ -122,7 +122,7 @@ class _Units:
 
     def attends(self, path: str) -> bool:
         """Whether a module attends, or something in it does."""
-        return any(f"{other}.".startswith(f"{path}.") for other in self.attending)
+        return any(within(other, path) for other in self.attending)
 
 
 def _has_attention(instance: tuple[str, Unit]) -> bool:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import nn
 
 from peftc.trace.feeds import FAILURES
-from peftc.trace.meta import LARGEST
+from peftc.trace.meta import LARGEST, real_copy
 
 
 def is_transposed(module: nn.Module, source: torch.Tensor) -> bool | None:
@@ -34,11 +32,13 @@ def _is_close(made: torch.Tensor, product: torch.Tensor) -> bool:
 
 def _real(module: nn.Module, draw: torch.Generator) -> nn.Module:
     """A copy with random numbers."""
-    real = copy.deepcopy(module).to_empty(device="cpu").float().eval()
-    for tensor in (*real.parameters(), *real.buffers()):
-        zeros = torch.zeros(tensor.shape, dtype=tensor.dtype, device="cpu")
-        tensor.data = zeros.normal_(generator=draw) if zeros.is_floating_point() else zeros
-    return real
+
+    def number(tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_floating_point():
+            return torch.zeros_like(tensor)
+        return torch.empty(tensor.shape, device="cpu").normal_(generator=draw)
+
+    return real_copy(module, number).eval()
 
 
 def _answer(module: nn.Module, x: torch.Tensor) -> torch.Tensor | None:

@@ -110,13 +110,19 @@ def answered(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], c
 
 
 def _of_real_copy(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], call: Callable[..., Any]) -> Any:
-    real = copy.deepcopy(module).to_empty(device="cpu")
-    for tensor in (*real.parameters(), *real.buffers()):
-        tensor.data = _numbers(tensor)
+    real = real_copy(module, _numbers)
     with torch.no_grad(), torch.device("cpu"):
         answer = call(real, *_each(_numbers, args), **_each(_numbers, kwargs))
     behind = [t for t in (*tensors_in((args, kwargs)), *module.parameters()) if t.requires_grad]
     return _each(lambda tensor: _made_from(tensor.to("meta"), behind), answer)
+
+
+def real_copy(module: nn.Module, number: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
+    """A copy of a meta module on the CPU that holds, for each parameter and then each buffer, other numbers."""
+    real = copy.deepcopy(module).to_empty(device="cpu")
+    for tensor in (*real.parameters(), *real.buffers()):
+        tensor.data = number(tensor)
+    return real
 
 
 def _made_from(tensor: torch.Tensor, sources: list[torch.Tensor]) -> torch.Tensor:

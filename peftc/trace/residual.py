@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections.abc import Callable, Collection, Iterable, Mapping
 from types import FunctionType
@@ -14,6 +13,7 @@ from torch import fx
 from peftc.graph import dataflow
 from peftc.graph.branches import choose
 from peftc.trace.feeds import FAILURES
+from peftc.trace.meta import real_copy
 from peftc.trace.views import View, is_flat
 
 ADDS = (operator.add, operator.iadd, torch.add)
@@ -109,10 +109,14 @@ def _of(view: View, node: fx.Node, held: Mapping[fx.Node, torch.Tensor]) -> Any:
     module = view.called(node)
     if module is None or node.kwargs or any(module.children()) or any(p.dim() > 1 for p in module.parameters()):
         return None
-    real = copy.deepcopy(module).to_empty(device="cpu").eval()
-    for tensor in (t for t in (*real.parameters(), *real.buffers()) if t.is_floating_point()):
-        tensor.data = torch.linspace(1, 2, tensor.numel(), device="cpu").view(tensor.shape)
+    real = real_copy(module, _rising).eval()
     return _ran(lambda: real(*fx.node.map_arg(node.args, lambda n: held.get(n, n.meta["value"][0]))))
+
+
+def _rising(tensor: torch.Tensor) -> torch.Tensor:
+    if not tensor.is_floating_point():
+        return torch.zeros_like(tensor)
+    return torch.linspace(1, 2, tensor.numel(), device="cpu").view(tensor.shape)
 
 
 def _ran(compute: Callable[[], Any]) -> Any:

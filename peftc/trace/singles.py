@@ -10,7 +10,7 @@ from torch import fx, nn
 from transformers import PreTrainedModel
 
 from peftc.graph.branches import base_forward
-from peftc.graph.sites import Embedding, Layer, Projection, Unit, around
+from peftc.graph.sites import Embedding, Layer, Projection, Unit, around, within
 from peftc.trace.called import Called, called
 from peftc.trace.feeds import POINTS
 from peftc.trace.layers import fingerprint
@@ -110,7 +110,7 @@ def _input_embeddings(model: nn.Module) -> nn.Module | None:
 
 def _name_in(layer: Layer, name: str) -> str:
     """A module's name inside its layer; the module's last name where it is one of the layer's paths itself."""
-    path = next(path for path in layer.paths if f"{name}.".startswith(f"{path}."))
+    path = next(path for path in layer.paths if within(name, path))
     return name.removeprefix(path).removeprefix(".") or name.rpartition(".")[2]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from peftc.spec.layers import Layers, LayersError, select, written
+from peftc.spec.layers import Layers, LayersError, ranges, select
 
 MEANS: dict[Layers, tuple[int, ...]] = {
     "all": (0, 1, 2, 3, 4, 5, 6, 7),
@@ -33,5 +33,5 @@ def test_select_refuses(layers: Layers) -> None:
 
 
 @pytest.mark.parametrize("text", ["0", "0-2", "0, 2, 4-7", "1, 3"])
-def test_written_is_what_select_reads(text: str) -> None:
-    assert written(reversed(select(text, 8))) == text
+def test_ranges_are_what_select_reads(text: str) -> None:
+    assert ranges(reversed(select(text, 8))) == text

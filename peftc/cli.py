@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 the spec or the artifact is wrong, 2 usage, 3 a defect of 
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import signal
@@ -49,6 +50,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line and exit: a wrong spec ends in its messages, a defect of peftc in a traceback."""
+    gc.set_threshold(50_000)  # nearly all objects are the imports', and stay
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -34,11 +34,12 @@ class Case:
     eager: bool
 
 
-CASES = tuple(
-    Case(training, dtype, eager)
-    for training in (False, True)
-    for dtype, eager in ((torch.float32, False), (torch.float32, True), (torch.bfloat16, False))
-)
+CASES = (
+    Case(training=False, dtype=torch.float32, eager=False),
+    Case(training=True, dtype=torch.float32, eager=True),
+    Case(training=True, dtype=torch.bfloat16, eager=False),
+    Case(training=False, dtype=torch.bfloat16, eager=True),
+)  # every pair of two choices
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +100,7 @@ class UnitRun:
         A kernel may round the same numbers otherwise in another layout.  Where a part of a fused projection is changed,
         the base is met to 1e-5, and `laid`, its own code with the layouts of what is added, bit for bit.
         """
-        cases = CASES[::3] if self.exact else CASES[:1]
+        cases = CASES[:2] if self.exact else CASES[:1]
         for case in cases:
             base, dense = self._real(case), self._as(laid, case)
             own, _ = self._attached(emitted, case, neutral=True)
@@ -215,7 +216,7 @@ class UnitRun:
                 have = f"{_kind(b)}, not {_kind(a)} as {self.body.unit.base.__name__}"
                 raise Defect(f"{self.body.name} gives {have}: {where}")
             by = 0.0 if exact else 1e-5  # what is no number in both is equal
-            if not torch.allclose(a, b, rtol=by, atol=by, equal_nan=True):
+            if not torch.equal(a, b) and not torch.allclose(a, b, rtol=by, atol=by, equal_nan=True):
                 off = (a.float() - b.float()).abs().max().item()
                 raise Defect(f"{self.body.name} differs from {self.body.unit.base.__name__} by {off:.3g}: {where}")
 

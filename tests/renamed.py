@@ -1,5 +1,7 @@
 """Two models of no library under words of their own: nothing but the flow of the data says what is what."""
 
+# ruff: noqa: N805 - not even `self` is called so
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -94,67 +96,67 @@ class RiverSizes:
 class Whirl(nn.Module):
     """Every place looks back; questions, keys and values come out of one map."""
 
-    def __init__(self, sizes: RiverSizes) -> None:
+    def __init__(bed, sizes: RiverSizes) -> None:
         super().__init__()
-        self.span = sizes.breadth // sizes.eyes
-        self.widths = [sizes.breadth, sizes.shared * self.span, sizes.shared * self.span]
-        self.spring = nn.Linear(sizes.breadth, sum(self.widths), bias=False)
-        self.mouth = nn.Linear(sizes.breadth, sizes.breadth, bias=False)
+        bed.span = sizes.breadth // sizes.eyes
+        bed.widths = [sizes.breadth, sizes.shared * bed.span, sizes.shared * bed.span]
+        bed.spring = nn.Linear(sizes.breadth, sum(bed.widths), bias=False)
+        bed.mouth = nn.Linear(sizes.breadth, sizes.breadth, bias=False)
 
-    def forward(self, stream: Tensor, *, banks: Tensor | None) -> Tensor:
-        parts = self.spring(stream).split(self.widths, dim=-1)
-        ask, offer, bring = (part.unflatten(-1, (-1, self.span)).transpose(1, 2) for part in parts)
+    def forward(bed, stream: Tensor, *, banks: Tensor | None) -> Tensor:
+        parts = bed.spring(stream).split(bed.widths, dim=-1)
+        ask, offer, bring = (part.unflatten(-1, (-1, bed.span)).transpose(1, 2) for part in parts)
         seen = functional.scaled_dot_product_attention(
             ask, offer, bring, attn_mask=banks, is_causal=banks is None, enable_gqa=True
         )
-        mouth: Tensor = self.mouth(seen.transpose(1, 2).flatten(2))
+        mouth: Tensor = bed.mouth(seen.transpose(1, 2).flatten(2))
         return mouth
 
 
 class Rapids(nn.Module):
     """down(silu(gate x) * up x)."""
 
-    def __init__(self, sizes: RiverSizes) -> None:
+    def __init__(bed, sizes: RiverSizes) -> None:
         super().__init__()
-        self.sluice, self.swell = (nn.Linear(sizes.breadth, sizes.delta, bias=False) for _ in range(2))
-        self.ebb = nn.Linear(sizes.delta, sizes.breadth, bias=False)
+        bed.sluice, bed.swell = (nn.Linear(sizes.breadth, sizes.delta, bias=False) for _ in range(2))
+        bed.ebb = nn.Linear(sizes.delta, sizes.breadth, bias=False)
 
-    def forward(self, water: Tensor) -> Tensor:
-        ebb: Tensor = self.ebb(functional.silu(self.sluice(water)) * self.swell(water))
+    def forward(bed, water: Tensor) -> Tensor:
+        ebb: Tensor = bed.ebb(functional.silu(bed.sluice(water)) * bed.swell(water))
         return ebb
 
 
 class Bend(nn.Module):
     """A whirl and rapids, the calm before each."""
 
-    def __init__(self, sizes: RiverSizes) -> None:
+    def __init__(bed, sizes: RiverSizes) -> None:
         super().__init__()
-        self.calm, self.stillness = (nn.RMSNorm(sizes.breadth) for _ in range(2))
-        self.whirl, self.rapids = Whirl(sizes), Rapids(sizes)
+        bed.calm, bed.stillness = (nn.RMSNorm(sizes.breadth) for _ in range(2))
+        bed.whirl, bed.rapids = Whirl(sizes), Rapids(sizes)
 
-    def forward(self, stream: Tensor, banks: Tensor | None = None) -> Tensor:
-        stream = stream + self.whirl(self.calm(stream), banks=banks)
-        onward: Tensor = stream + self.rapids(self.stillness(stream))
+    def forward(bed, stream: Tensor, banks: Tensor | None = None) -> Tensor:
+        stream = stream + bed.whirl(bed.calm(stream), banks=banks)
+        onward: Tensor = stream + bed.rapids(bed.stillness(stream))
         return onward
 
 
 class River(nn.Module):
     """A causal decoder that is a plain module, the norm before each sublayer."""
 
-    def __init__(self, sizes: RiverSizes) -> None:
+    def __init__(bed, sizes: RiverSizes) -> None:
         super().__init__()
-        self.config = sizes
-        self.glossary = nn.Embedding(sizes.words, sizes.breadth)
-        self.bends = nn.ModuleList(Bend(sizes) for _ in range(sizes.bends))
-        self.still = nn.RMSNorm(sizes.breadth)
-        self.tell = nn.Linear(sizes.breadth, sizes.words, bias=False)
+        bed.config = sizes
+        bed.glossary = nn.Embedding(sizes.words, sizes.breadth)
+        bed.bends = nn.ModuleList(Bend(sizes) for _ in range(sizes.bends))
+        bed.still = nn.RMSNorm(sizes.breadth)
+        bed.tell = nn.Linear(sizes.breadth, sizes.words, bias=False)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor]:
-        stream, banks = self.glossary(input_ids), None
+    def forward(bed, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor]:
+        stream, banks = bed.glossary(input_ids), None
         if attention_mask is not None:
             itself = torch.eye(input_ids.shape[1], dtype=torch.bool, device=input_ids.device)
             back = torch.ones_like(itself).tril()
             banks = back & attention_mask[:, None, None, :].bool() | itself
-        for bend in self.bends:
+        for bend in bed.bends:
             stream = bend(stream, banks)
-        return (self.tell(self.still(stream)),)
+        return (bed.tell(bed.still(stream)),)

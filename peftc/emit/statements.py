@@ -49,9 +49,10 @@ def _functions(graph: fx.Graph) -> set[str]:
 
 
 def _signature(base: type[nn.Module]) -> list[str]:
-    """The base's own parameters and defaults, without annotations."""
-    parts, keyword_only = [], False
-    for parameter in inspect.signature(base.forward).parameters.values():
+    """The base's own parameters and defaults, without annotations, after `self`, whatever the base calls that."""
+    _, *own = inspect.signature(base.forward).parameters.values()
+    parts, keyword_only = ["self"], False
+    for parameter in own:
         if parameter.kind is parameter.KEYWORD_ONLY and not keyword_only:
             keyword_only = True
             parts.append("*")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Set
-from functools import cache
+from collections.abc import Mapping, Set
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -11,9 +10,9 @@ from transformers import PreTrainedModel
 
 from peftc.errors import PeftcError
 from peftc.graph.sites import Parameter, Trace
-from peftc.trace.inputs import is_causal
+from peftc.trace.causal import Answers, causal_paths, looking_back
 from peftc.trace.layers import layers
-from peftc.trace.model import UNBUILT, build, skeleton, smaller
+from peftc.trace.model import UNBUILT, build, shallow, skeleton, smaller
 from peftc.trace.observed import observe
 from peftc.trace.probes import installed
 from peftc.trace.reach import reached, unreached
@@ -28,33 +27,38 @@ if TYPE_CHECKING:
 
 def trace_base(base: Base) -> Trace:
     """The base of a spec, built from its config on the meta device, traced."""
-    return _trace(build(base), lambda: False)
+    return _drawn(build(base))
 
 
 def trace_model(model: nn.Module) -> Trace:
     """A loaded model, traced on a copy that has no weights."""
-    probed = cache(lambda: is_causal(model))
-    return _trace(skeleton(model), probed)
+    return _trace(skeleton(model), lambda: causal_paths(model))
 
 
 def trace_smaller(model: PreTrainedModel, sizes: Mapping[str, int]) -> Trace:
     """A model of the same class with some integers of its config replaced; PeftcError where it does not run so."""
     try:
-        return _trace(smaller(model, sizes), lambda: False)
+        return _drawn(smaller(model, sizes))
     except UNBUILT as error:
         raise PeftcError(f"{type(model).__name__} does not run at other sizes: {error}") from error
 
 
-def _trace(model: nn.Module, causal: Callable[[], bool]) -> Trace:
+def _drawn(model: PreTrainedModel) -> Trace:
+    """A model without weights; where its code does not say what it sees, one of the same kind is asked."""
+    return _trace(model, lambda: causal_paths(shallow(model)))
+
+
+def _trace(model: nn.Module, asked: Answers) -> Trace:
     with unchanged(model):
-        return _found(model, causal)
+        return _found(model, asked)
 
 
-def _found(model: nn.Module, causal: Callable[[], bool]) -> Trace:
+def _found(model: nn.Module, asked: Answers) -> Trace:
     try:
         observed = observe(model)
-        with installed(causal) as session:
-            found, untraced = layers(model, observed, session)
+        looks_back = looking_back(model, observed, asked)
+        with installed() as session:
+            found, untraced = layers(model, observed, session, looks_back)
     except TraceFailure as failure:
         raise PeftcError(f"{type(model).__name__} cannot be traced: {failure}") from failure
     carrying = reached(model)
@@ -62,7 +66,7 @@ def _found(model: nn.Module, causal: Callable[[], bool]) -> Trace:
     found, untraced = tuple(layer for layer in found if layer.path not in idle), {**untraced, **idle}
     units = tuple(dict.fromkeys(unit for layer in found for _, unit in layer.units))
     names = tuple(name for name, _ in model.named_modules() if name)
-    others, fixed = singles(model, found, observed)
+    others, fixed = singles(model, found, observed, looks_back)
     return Trace(model, units, found, others, parameters(model, carrying), names, untraced, fixed)
 
 

@@ -44,10 +44,11 @@ class AttentionSeen:
     projects: bool
 
 
-def block_sites(
-    view: View, inner: Mapping[str, tuple[View, list[Site]]], own: list[Site], causal: bool = False
-) -> list[Site]:
-    """o, the sublayers, and the feed-forward's projections of a block; `inner` are its attention units by path."""
+def block_sites(view: View, inner: Mapping[str, tuple[View, list[Site]]], own: list[Site]) -> list[Site]:
+    """o, the sublayers, and the feed-forward's projections of a block; `inner` are its attention units by path.
+
+    Where no attention of its own sequence is seen, the module's use, or its model's behaviour, says what is causal.
+    """
     seen = [*_inner_attentions(view, inner), *_own_attentions(view, own)]
     attends = {attention.node for attention in seen}
     found: list[Site] = []
@@ -58,12 +59,14 @@ def block_sites(
         found += [replace(o, name=f"{cross}o", causal=sees, mask=mask) for o in outputs]
         sublayer = _sublayer(view, attention.node, attention.input, attends, f"{cross}attention_output")
         found += [replace(sublayer, causal=sees, mask=mask)] if sublayer else []
-    causal, mask = causal or any(a.causal for a in seen), next((a.mask for a in seen if a.mask), None)
+    within = [a for a in seen if not a.name.startswith("cross.")]
+    causal = any(a.causal for a in within) if within else view.causal()
+    mask = next((a.mask for a in seen if a.mask), None)
     taken = {s.node for s in (*found, *own) if isinstance(s, Projection)}
     return [*found, *(replace(s, causal=causal, mask=mask) for s in _feed_forward(view, taken, attends))]
 
 
-def other_sites(view: View, kept: frozenset[str], causal: bool) -> list[Site]:
+def other_sites(view: View, kept: frozenset[str]) -> list[Site]:
     """The feed-forward of a block that does not attend, beside what mixes positions by way of a cache.
 
     Without a cache only a pair of projections shows that it is one.
@@ -71,7 +74,7 @@ def other_sites(view: View, kept: frozenset[str], causal: bool) -> list[Site]:
     mixes = mixing(view, kept)
     found = _feed_forward(view, {node.name for node in view.linears() if node in mixes}, mixes)
     known = kept or any(isinstance(site, Projection) for site in found)
-    return [replace(site, causal=causal) for site in found] if known else []
+    return [replace(site, causal=view.causal()) for site in found] if known else []
 
 
 def feed_sites(view: View, causal: bool) -> list[Site]:

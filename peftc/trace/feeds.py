@@ -125,8 +125,9 @@ def _run(model: nn.Module, candidate: Feed, point: Point) -> None:
 
 
 def is_paired(model: nn.Module) -> bool:
-    """Whether a decoder reads ids of its own beside the encoder's input."""
-    return "decoder_input_ids" in parameters(model) and bool(getattr(model.config, "is_encoder_decoder", False))
+    """Whether a decoder reads ids of its own beside the encoder's input: it must, or the config says so."""
+    own, config = parameters(model).get("decoder_input_ids"), getattr(model, "config", None)
+    return own is not None and (own.default is own.empty or bool(getattr(config, "is_encoder_decoder", False)))
 
 
 def parameters(module: nn.Module) -> dict[str, inspect.Parameter]:

@@ -161,7 +161,7 @@ def _after(
 
 def _encoded(model: Any, reads: Feed, given: dict[str, Any], run: Runner) -> dict[str, Any]:
     """What the model's own encoder, where it has one, makes of its part of the inputs: generation asks it once."""
-    if not (is_paired(model) and "encoder_outputs" in parameters(model)):
+    if not (is_paired(model) and "encoder_outputs" in parameters(model) and getattr(model, "get_encoder", None)):
         return {}
     encoder, main = model.get_encoder(), reads.inputs[0].name
     own = {name: value for name, value in given.items() if name in parameters(encoder)}
@@ -169,28 +169,6 @@ def _encoded(model: Any, reads: Feed, given: dict[str, Any], run: Runner) -> dic
         own[encoder.main_input_name] = given[main]
     with torch.no_grad(), run():
         return {"encoder_outputs": encoder(**own)}
-
-
-def is_causal(model: Any) -> bool:
-    """Whether what comes last leaves all before it as it was: one forward of a loaded model on two pairs of ids.
-
-    Of a model with both, the encoder is asked: what its decoder says hangs on all of the source.
-    """
-    if is_paired(model):
-        model = model.get_encoder()
-    device = next(model.parameters()).device
-    reads = None if device.type == "meta" else feed(model)
-    if reads is None or reads.ids is None:
-        return False
-    point = Point(batch=2, length=16, past=0, source=16)  # some models pool what they read, several times
-    pair = torch.tensor([[1, 2, 3, 4] * 4, [*[1, 2, 3, 4] * 3, 1, 2, 3, 5]], device=device)
-    mode = model.training
-    model.eval()
-    with torch.no_grad():
-        answer = model(**reads.made(point, device, mask=False) | {reads.ids: pair})
-    model.train(mode)
-    states = answer if isinstance(answer, torch.Tensor) else answer[0]
-    return bool(torch.allclose(states[0, :-1], states[1, :-1], rtol=1e-3, atol=1e-4))
 
 
 def _fill_all(cache: Any) -> None:

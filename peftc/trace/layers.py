@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from peftc.graph.branches import LiftedFloat, LiftedInt, LiftedStr, given
 from peftc.graph.sites import Attention, Layer, Site, Unit, within
 from peftc.trace.attention import attention_sites
 from peftc.trace.blocks import block_sites, feed_sites, other_sites
+from peftc.trace.causal import LooksBack
 from peftc.trace.mixing import caches
 from peftc.trace.observed import Call, Observed
 from peftc.trace.probes import Session
@@ -23,7 +24,9 @@ from peftc.trace.values import TraceFailure
 from peftc.trace.views import View
 
 
-def layers(model: nn.Module, observed: Observed, session: Session) -> tuple[tuple[Layer, ...], Mapping[str, str]]:
+def layers(
+    model: nn.Module, observed: Observed, session: Session, looks_back: LooksBack
+) -> tuple[tuple[Layer, ...], Mapping[str, str]]:
     """Every layer of every tower, its units traced once per distinct forward; what stays as it is, and why."""
     towers = layer_paths(model, observed)
     blocks = [path for tower in towers for path in tower]
@@ -31,7 +34,7 @@ def layers(model: nn.Module, observed: Observed, session: Session) -> tuple[tupl
     attention = [path for path in attending if path not in blocks]
     leaves = frozenset(model.get_submodule(p) for p in attention)
     replaced = {path: why for path, why in observed.replaced.items() if path in (*attention, *blocks)}
-    units = _Units(model, observed, leaves, session, replaced, tuple(attending))
+    units = _Units(model, observed, leaves, session, looks_back, replaced, tuple(attending))
     inner = {path: unit for unit in units.of(attention, {}) for path in unit.paths}
     outer = {path: unit for unit in units.of(blocks, inner) for path in unit.paths}
     feeds = units.feeding({path: outer[path] for path in attending if path in outer})
@@ -63,6 +66,7 @@ class _Units:
     observed: Observed
     leaves: frozenset[nn.Module]
     session: Session
+    looks_back: LooksBack
     untraced: dict[str, str]
     attending: tuple[str, ...]
 
@@ -89,7 +93,8 @@ class _Units:
         causal = any(site.causal for unit in attending.values() for site in unit.sites)
         found: dict[str, Unit] = {}
         for unit in replace(self, untraced={}).of([p for same in paths.values() for p in same], {}):
-            view = View.of(self.model.get_submodule(unit.paths[0]), unit.graph, self.session.causal)
+            module = self.model.get_submodule(unit.paths[0])
+            view = View.of(module, unit.graph, self._asked(unit.paths[0]))
             if sites := feed_sites(view, causal):
                 found.update(dict.fromkeys(unit.paths, replace(unit, sites=tuple(sites))))
         return {path: tuple((p, found[p]) for p in same if p in found) for path, same in paths.items()}
@@ -100,7 +105,7 @@ class _Units:
 
     def _unit(self, paths: Sequence[str], graph: fx.Graph, inner: Mapping[str, Unit]) -> Unit:
         module = self.model.get_submodule(paths[0])
-        view = View.of(module, graph, self.session.causal, alike(self.observed.calls(module)))
+        view = View.of(module, graph, self._asked(paths[0]), alike(self.observed.calls(module)))
         sites = self._sites(paths[0], view, inner)
         return Unit(
             type(module).__name__, type(module), graph, tuple(sites), tuple(paths), fingerprint=fingerprint(graph)
@@ -110,15 +115,15 @@ class _Units:
         """The sites of an attention, of a block that attends, of one between such blocks, or of any block without."""
         if view.module in self.leaves:
             return attention_sites(view)
-        calls, causal = self.observed.calls(view.module), self.observed.continues(view.module)
         if self.attending and not self.attends(path):
-            return other_sites(view, caches(calls), causal or self.session.causal())
+            return other_sites(view, caches(self.observed.calls(view.module)))
         own = attention_sites(view)
-        if not own and not self.attending:
-            return block_sites(view, {}, [], causal or self.session.causal())
         within = {p[len(path) + 1 :]: u for p, u in inner.items() if p.startswith(f"{path}.")}
         units = {p: View.of(view.module.get_submodule(p), u.graph, view.causal) for p, u in within.items()}
         return [*own, *block_sites(view, {p: (unit, list(within[p].sites)) for p, unit in units.items()}, own)]
+
+    def _asked(self, path: str) -> Callable[[], bool]:
+        return lambda: self.looks_back(path)
 
     def attends(self, path: str) -> bool:
         """Whether a module attends, or something in it does."""

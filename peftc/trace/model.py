@@ -83,6 +83,21 @@ def smaller(model: PreTrainedModel, sizes: Mapping[str, int]) -> PreTrainedModel
     return _on_meta(lambda: type(model)(type(model.config).from_dict(config)))
 
 
+def shallow(model: PreTrainedModel) -> PreTrainedModel:
+    """A model of the same class with first values on the CPU, of two layers where its config can say so."""
+    written = model.config.to_dict()
+    key = model.config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+    depth = {key: min(2, written[key])} if isinstance(written.get(key), int) else {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            made: PreTrainedModel = type(model)(type(model.config).from_dict({**written, **depth}))
+        except UNBUILT:  # it lists its layers elsewhere
+            made = type(model)(model.config)
+    made.eval()
+    return made
+
+
 def _on_meta(build: Callable[[], PreTrainedModel]) -> PreTrainedModel:
     try:
         with torch.device("meta"):

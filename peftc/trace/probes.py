@@ -39,7 +39,6 @@ def attend(
 class Session:
     """The tracer that runs now, which the patches of `installed` ask; None between two traces."""
 
-    causal: Callable[[], bool]
     tracer: Tracer | None = None
 
     @property
@@ -63,11 +62,11 @@ class Session:
 
 
 @contextmanager
-def installed(causal: Callable[[], bool]) -> Iterator[Session]:
+def installed() -> Iterator[Session]:
     """What every trace needs patched, once for many: setting an attribute of nn.Module is slow."""
     with torch.device("meta"):
         torch.empty(0)  # torch looks its factories up once, and must not find the patched ones
-    session = Session(causal)
+    session = Session()
     with ExitStack() as stack:
         stack.enter_context(shapes_only())
         stack.enter_context(patched(nn.Module, "__call__", _module_call(session)))
@@ -113,7 +112,8 @@ def _get_interface(session: Session) -> Callable[..., Any]:
         if tracer is None:
             return get(interface, implementation, default)
         name = LiftedStr(implementation)
-        name.source = _config_source(tracer, sys._getframe(1).f_locals.get("self"))
+        frame = sys._getframe(1)
+        name.source = _config_source(tracer, frame.f_locals.get(frame.f_code.co_varnames[0]))
         return tracer.create_proxy("call_function", lookup, (name, default, attend), {})
 
     return traced

@@ -10,8 +10,9 @@ from torch import fx, nn
 from transformers import PreTrainedModel
 
 from peftc.graph.branches import base_forward
-from peftc.graph.sites import Embedding, Layer, Projection, Unit, around, within
+from peftc.graph.sites import Embedding, Layer, Projection, Site, Unit, around, within
 from peftc.trace.called import Called, called
+from peftc.trace.causal import LooksBack
 from peftc.trace.feeds import POINTS
 from peftc.trace.layers import fingerprint
 from peftc.trace.mapped import is_transposed
@@ -22,7 +23,9 @@ Single = Projection | Embedding
 NODE = base_forward.__name__
 
 
-def singles(model: nn.Module, layers: Sequence[Layer], observed: Observed) -> tuple[Instances, Mapping[str, str]]:
+def singles(
+    model: nn.Module, layers: Sequence[Layer], observed: Observed, looks_back: LooksBack
+) -> tuple[Instances, Mapping[str, str]]:
     """Those outside every layer, then those inside; path -> why, of those that cannot be changed.
 
     An embedding outside is a place whoever else reads its weight, as a head that is tied to it does.  So is what no
@@ -43,7 +46,8 @@ def singles(model: nn.Module, layers: Sequence[Layer], observed: Observed) -> tu
         if layer is None:
             outside.append((name, _unit(model, [name], _outside(model, name, turned.get(like[name])))))
             continue
-        causal, call = _is_causal(layer, layers), seen.calls[like[name]]
+        says, call = [site.causal for site in _sites(layer, layers)], seen.calls[like[name]]
+        causal = any(says) if says else looks_back(name)
         site = _inside(modules[name], _name_in(layer, name), causal, bool(turned[like[name]]), *call)
         groups.setdefault((type(modules[name]), site), []).append(name)
     units = [_unit(model, names, site) for (_, site), names in groups.items()]
@@ -124,9 +128,10 @@ def _inside(
     return _projection(name, module, transposed=transposed, causal=causal, flat=result.dim() != 3, turned=turned)
 
 
-def _is_causal(layer: Layer, layers: Sequence[Layer]) -> bool:
+def _sites(layer: Layer, layers: Sequence[Layer]) -> list[Site]:
+    """Those of a layer's tower."""
     units = (unit for other in layers if other.tower == layer.tower for _, unit in other.units)
-    return any(site.causal for unit in units for site in unit.sites)
+    return [site for unit in units for site in unit.sites]
 
 
 def _why(seen: Called, module: nn.Module, turned: Mapping[nn.Module, bool | None]) -> str | None:

@@ -46,7 +46,7 @@ def call(*lengths: int, **given: Any) -> Call:
 
 
 def traced(*calls: Call) -> fx.Graph:
-    with installed(lambda: True) as session:
+    with installed() as session:
         return UnitTracer(Step().to("meta"), frozenset(), calls, session).graph()
 
 
@@ -54,7 +54,7 @@ CALLS = (call(5, 7), call(5, 7, cache=Counter()), call(1, 1, cache=Counter(), ma
 
 
 def test_a_module_that_is_never_called_is_refused() -> None:
-    with pytest.raises(TraceFailure, match="Step is never called"), installed(lambda: True) as session:
+    with pytest.raises(TraceFailure, match="Step is never called"), installed() as session:
         UnitTracer(Step(), frozenset(), (), session).sketch()
 
 
@@ -85,7 +85,7 @@ class Counting(Step):
 
 
 def test_a_cache_may_count_in_a_tensor() -> None:
-    with installed(lambda: True) as session:
+    with installed() as session:
         given = call(5, 7, cache=Counter())
         graph = UnitTracer(Counting().to("meta"), frozenset(), (given,), session).graph()
     nodes = {node.name: node for node in graph.nodes}
@@ -106,7 +106,7 @@ class Masking(nn.Module):
 
 def test_a_mask_of_the_other_kind_is_a_branch_too() -> None:
     given = tuple(Recorded({**r.named, "mask": r.named["mask"].bool()}, {}) for r in call(5, 7))
-    with installed(lambda: True) as session:
+    with installed() as session:
         graph = UnitTracer(Masking(), frozenset(), (given,), session).graph()
     nodes = {node.name: node for node in graph.nodes}
     assert nodes["masked_fill"].meta["guard"] == (Guard(nodes["eq"], True),)

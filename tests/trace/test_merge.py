@@ -33,7 +33,7 @@ def test_a_choice_stands_where_its_values_do() -> None:
     states, masks = ([torch.empty(n, n + 3, 4, device="meta") for n in (2, 3)] for _ in range(2))
     without = tuple(Recorded({"x": x}, {}) for x in states)
     given = tuple(Recorded({"x": x, "mask": m}, {}) for x, m in zip(states, masks, strict=True))
-    with installed(lambda: False) as session:
+    with installed() as session:
         graph = UnitTracer(Masking(), frozenset(), [without, given], session).graph()
     choices = [node for node in graph.nodes if node.target is choose]
     assert choices
@@ -58,7 +58,7 @@ def test_what_a_mapping_holds_in_some_calls_only_is_a_condition() -> None:
     given = tuple(Recorded({"x": x, "masks": {"mask": x[:, 0]}}, {}) for x in states)
     without = tuple(Recorded({"x": x, "masks": {"mask": None}}, {}) for x in states)
     for calls in ([given, without], [without, given]):
-        with installed(lambda: False) as session:
+        with installed() as session:
             graph = UnitTracer(Finding(), frozenset(), calls, session).graph()
         (product,) = (node for node in graph.nodes if node.target is operator.mul)
         (guard,) = product.meta["guard"]

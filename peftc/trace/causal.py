@@ -1,0 +1,104 @@
+"""What looks ahead in a model whose code does not say so: runs on two sequences that differ at their end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from peftc.trace.feeds import FAILURES, Feed, Point, feed, is_paired
+from peftc.trace.nested import tensors_in
+from peftc.trace.observed import Observed
+
+DECODER = "decoder_input_ids"
+LENGTHS = (16, 4)  # some models pool what they read, several times; some read no more than a few
+FIRST = (1, 10)  # ids: one of them may stand for padding, or not be there
+
+
+Answers = Callable[[], Mapping[str, bool]]
+LooksBack = Callable[[str], bool]
+
+
+def looking_back(model: nn.Module, observed: Observed, asked: Answers) -> LooksBack:
+    """Whether the module at a path never looks ahead: it runs on what comes next alone, or `asked` says so.
+
+    Where that has another path only, as in a model with fewer layers, all of it must.
+    """
+    answers = cache(asked)
+
+    def check(path: str) -> bool:
+        if observed.continues(model.get_submodule(path)):
+            return True
+        said = answers()
+        return said.get(path, bool(said) and all(said.values()))
+
+    return check
+
+
+@torch.no_grad()
+def causal_paths(model: nn.Module) -> Mapping[str, bool]:
+    """path -> whether what a module of a loaded model makes of earlier positions stays, whatever comes last.
+
+    Every module that makes something of positions is there; of a model with an encoder and a decoder each is asked by
+    its own ids.  Nothing is, where the model reads no ids; all is causal, where it does not run so: nothing may look
+    ahead there.
+    """
+    if next(model.parameters()).device.type == "meta" or (reads := feed(model)).ids is None:
+        return {}
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    paths = {module: path for path, module in model.named_modules()}
+    found = {paths[module]: answer for module, answer in _asked(model, reads).items()}
+    for module, training in modes.items():
+        module.training = training
+    return found
+
+
+def _asked(model: nn.Module, reads: Feed) -> dict[nn.Module, bool]:
+    """The answers at the first length that the model runs at."""
+    for length in LENGTHS:
+        runs = [_run(model, reads, length, first) for first in FIRST]
+        if ran := [run for run in runs if run is not None]:
+            return {m: all(run.get(m, True) for run in ran) for run in ran for m in run}
+    return {model: True}
+
+
+def _run(model: nn.Module, reads: Feed, length: int, first: int) -> dict[nn.Module, bool] | None:
+    """What `_compared` sees, of the decoder's ids where they reach a module; None where the model does not run so."""
+    device, found = next(model.parameters()).device, dict[nn.Module, bool]()
+    given = reads.made(Point(2, length, 0, length), device, mask=False)
+    ids = torch.arange(length, device=device) % 4 + first
+    pair = torch.stack([ids, ids.index_fill(0, ids.new_tensor([length - 1]), first + 4)])
+    same = {name: torch.stack([ids, ids]) for name in (str(reads.ids), *([DECODER] if is_paired(model) else []))}
+    for name in same:
+        with _compared(model, length) as seen:
+            try:
+                model(**given | same | {name: pair})
+            except FAILURES:
+                return None
+        found |= seen
+    return found
+
+
+@contextmanager
+def _compared(model: nn.Module, length: int) -> Iterator[dict[nn.Module, bool]]:
+    """Per module with an output that differs: whether it does not before the last position."""
+    same: dict[nn.Module, bool] = {}
+
+    def compare(module: nn.Module, args: Any, outputs: Any) -> None:
+        for states in tensors_in(outputs):
+            turned = states.transpose(0, 1) if states.dim() == 3 and states.shape[0] == length else states
+            if turned.dim() == 3 and turned.shape[:2] == (2, length) and turned.is_floating_point():
+                one, other = turned.float()
+                off = (one - other).abs().amax(1)
+                if off.any():
+                    same[module] = bool(off[:-1].max() <= 1e-5 * one.abs().max()) and same.get(module, True)
+
+    with ExitStack() as stack:
+        for module in model.modules():
+            stack.callback(module.register_forward_hook(compare).remove)
+        yield same

@@ -86,7 +86,9 @@ def _attention_sites(bias: bool, causal: bool, mask: str | None) -> tuple[Site, 
         for name, module in (("q", "query"), ("k", "key"), ("v", "value"))
     ]
     widths = (WIDTH, 2, WIDTH, WIDTH)
-    return *projections, Attention("attention", "attend", "key", "value", mask, "x", *widths, causal=causal, mask=mask)
+    return *projections, Attention(
+        "attention", "attend", "key", "value", mask, "x", *widths, hides=causal, causal=causal, mask=mask
+    )
 
 
 def _block_sites(bias: bool, causal: bool, mask: str | None) -> tuple[Site, ...]:

@@ -59,7 +59,7 @@ def _later(node: fx.Node, but: Collection[fx.Node]) -> Callable[[fx.Node], bool]
 def _join_call(edit: Editor, site: Attention, tables: fx.Node, gate: fx.Node | None) -> None:
     call = edit.node(site.node)
     key = edit.keys.get(site.name) or slots.matching(call, edit.edited(site.key))
-    states, causal = slots.read(call, key), slots.causal(call, site.causal)
+    states, causal = slots.read(call, key), slots.causal(call, site.hides)
     options: dict[str, Argument] = {"causal": causal} if causal else {}
     joined = edit.apply("with_prefix", *states, tables, *_given(gate), **options)
     parts = [edit.insert("call_function", getitem, (joined, i)) for i in range(3)]

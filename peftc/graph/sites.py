@@ -112,7 +112,7 @@ class Attention:
 
     key: (batch, kv_heads, length, key_width / kv_heads).  `input` is the attention's input x, of width `width`.
     `written`: it is no one call but products around a softmax, of which `node` is the last; a sentence says why
-    nothing can join it.
+    nothing can join it.  `hides`: without a mask, query i sees the keys 0 to i alone.
     """
 
     name: str
@@ -126,6 +126,7 @@ class Attention:
     key_width: int
     value_width: int
     written: Written | Windowed | str | None = None
+    hides: bool = False
     causal: bool = False
     mask: str | None = None
 

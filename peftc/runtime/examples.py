@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig
 from peftc.trace.calls import Recorded, Recording, record
 from peftc.trace.feeds import Point
 from peftc.trace.inputs import SCENARIOS, Scenario
+from peftc.trace.remembered import signature
 from peftc.trace.repeats import Twins, twins
 
 UNSEEN = (Point(batch=1, length=5, past=3, source=8), Point(batch=4, length=9, past=7, source=6))
@@ -36,7 +37,11 @@ class Recordings:
         flat = {name for name, (one, other) in points.items() if _is_per_position(one, other)}
         run = self.twins.get(module, module)
         found = {pair: recording.calls[run] for pair, recording in self.found.items() if run in recording.calls}
+        told = set[Hashable]()
         for (scenario, point), call in found.items():
+            if (same := (point, signature((call.named, call.extra)))) in told:
+                continue
+            told.add(same)
             other = next((c for (s, p), c in found.items() if s == scenario and p != point), call)
             named, extra = _marked(dict(call.named), dict(other.named)), _marked(dict(call.extra), dict(other.extra))
             named |= {n: PerPosition(t.shape) for n in flat if isinstance(t := named.get(n), torch.Tensor)}

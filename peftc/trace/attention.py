@@ -23,14 +23,17 @@ from peftc.trace.written import Found, attentions, joint
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """An attention node and its arguments: query, key, value, and the mask where there is one."""
+    """An attention node and its arguments: query, key, value, and the mask where there is one.
+
+    `hides`: without a mask, query i sees the keys 0 to i alone.
+    """
 
     node: fx.Node
     query: fx.Node
     key: fx.Node
     value: fx.Node
     mask: fx.Node | None
-    causal: bool
+    hides: bool
     written: Found | str | None = None
 
 
@@ -148,7 +151,7 @@ def _sites(view: View, call: AttentionCall) -> list[Site]:
         return []
     cross = "" if x else "cross."
     mask = None if cross else parameter_behind(view, call.mask)
-    causal = call.causal and not cross
+    causal = (call.hides or view.continues) and not cross
     named = [*zip("qkv", (q, k, v), strict=True), *(("o", o) for o in output_projection(view, call.node))]
     attention = _attention(view, call, x or asking, cross)
     found: list[Site] = [replace(part, name=cross + name, causal=causal, mask=mask) for name, part in named if part]
@@ -163,8 +166,8 @@ def _shared_input(view: View, *readers: fx.Node) -> fx.Node | None:
 
 
 def _attention(view: View, call: AttentionCall, x: fx.Node, cross: str) -> Attention:
-    causal = call.causal and not cross
-    written = joined(view, call.written, x, causal) if isinstance(call.written, Found) else call.written
+    hides = call.hides and not cross
+    written = joined(view, call.written, x, hides) if isinstance(call.written, Found) else call.written
     if isinstance(written, Written | Windowed):
         heads, key_width, value_width = written.heads, written.key_width, written.value_width
     else:
@@ -173,7 +176,7 @@ def _attention(view: View, call: AttentionCall, x: fx.Node, cross: str) -> Atten
     return Attention(
         name=f"{cross}attention", node=call.node.name, key=call.key.name, value=call.value.name,
         mask_value=call.mask.name if call.mask is not None else None, input=x.name, width=width_of(x),
-        kv_heads=heads, key_width=heads * key_width, value_width=heads * value_width, written=written,
+        kv_heads=heads, key_width=heads * key_width, value_width=heads * value_width, written=written, hides=hides,
     )  # fmt: skip
 
 

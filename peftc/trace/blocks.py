@@ -60,7 +60,7 @@ def block_sites(view: View, inner: Mapping[str, tuple[View, list[Site]]], own: l
         sublayer = _sublayer(view, attention.node, attention.input, attends, f"{cross}attention_output")
         found += [replace(sublayer, causal=sees, mask=mask)] if sublayer else []
     within = [a for a in seen if not a.name.startswith("cross.")]
-    causal = any(a.causal for a in within) if within else view.causal()
+    causal = view.continues or (any(a.causal for a in within) if within else view.causal())
     mask = next((a.mask for a in seen if a.mask), None)
     taken = {s.node for s in (*found, *own) if isinstance(s, Projection)}
     return [*found, *(replace(s, causal=causal, mask=mask) for s in _feed_forward(view, taken, attends))]

@@ -23,6 +23,8 @@ _CACHES: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()
 class Scenario:
     """How the outer model is called: padded or not; no cache, an empty one, a filled one, or one token at a time.
 
+    A model that takes no mask is padded where it makes one all the same, as transformers' do while they are exported.
+
     `whole`: beside a cache, the ids of what it holds come once more.  `alone`: a decoder that may read what some
     encoder said is given nothing of it.  `halved`: of an encoder's and its decoder's masks, only the first is given.
     """
@@ -70,7 +72,7 @@ def inputs(model: nn.Module, scenario: Scenario, point: Point, run: Runner) -> d
     reads = feed(model)
     if scenario.cache != "none" and not (_takes_use_cache(model) and _cache(model, run)):
         return None
-    if (not scenario.mask and reads.mask is None) or (scenario.alone and not _listens(model)):
+    if scenario.alone and not _listens(model):
         return None
     if scenario.halved and not (is_paired(model) and DECODER_MASK in parameters(model)):
         return None

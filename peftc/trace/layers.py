@@ -89,7 +89,7 @@ class _Units:
 
     def feeding(self, attending: Mapping[str, Unit]) -> Mapping[str, tuple[tuple[str, Unit], ...]]:
         """Feed-forwards that are modules of their own, beside blocks that are but an attention: path -> units."""
-        paths = {path: beside(self.model, path) for path in attending}
+        paths = {path: [p for p in beside(self.model, path) if not self.attends(p)] for path in attending}
         causal = any(site.causal for unit in attending.values() for site in unit.sites)
         found: dict[str, Unit] = {}
         for unit in replace(self, untraced={}).of([p for same in paths.values() for p in same], {}):
@@ -105,7 +105,8 @@ class _Units:
 
     def _unit(self, paths: Sequence[str], graph: fx.Graph, inner: Mapping[str, Unit]) -> Unit:
         module = self.model.get_submodule(paths[0])
-        view = View.of(module, graph, self._asked(paths[0]), alike(self.observed.calls(module)))
+        calls, continues = self.observed.calls(module), self.observed.continues(module)
+        view = View.of(module, graph, self._asked(paths[0]), alike(calls), continues)
         sites = self._sites(paths[0], view, inner)
         return Unit(
             type(module).__name__, type(module), graph, tuple(sites), tuple(paths), fingerprint=fingerprint(graph)

@@ -45,6 +45,7 @@ def shapes_only() -> Iterator[None]:
     """Models that run on the meta device: no look at the values of masks or ids, no kernel without a shape rule."""
     with ExitStack() as stack:
         stack.enter_context(patched(masking_utils, "is_tracing", lambda tensor=None: True))
+        stack.enter_context(patched(masking_utils, "is_torchdynamo_exporting", lambda: True))
         stack.enter_context(patched(moe, "_can_use_grouped_mm", lambda *tensors: False))
         stack.enter_context(patched(PreTrainedModel, "warn_if_padding_and_no_attention_mask", lambda *given: None))
         yield
@@ -89,6 +90,7 @@ def nothing_padded() -> Iterator[None]:
         return lambda mask, *sizes: skips(None, *sizes)
 
     with ExitStack() as stack:
+        stack.enter_context(patched(masking_utils, "is_torchdynamo_exporting", lambda: False))
         for name in SKIPS:
             stack.enter_context(patched(masking_utils, name, without(getattr(masking_utils, name))))
         stack.enter_context(patched(masking_utils, "find_packed_sequence_indices", lambda positions: None))

@@ -11,7 +11,9 @@ import onnxruntime
 import pytest
 import torch
 from torch.export import Dim
+from transformers import AutoModel
 
+import peftc
 from tests.around.subjects import Subject, alike, gradients, output, subjects
 
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
@@ -46,6 +48,26 @@ def test_gradients_of_one_graph(subject: Subject) -> None:
     model = torch.compile(subject.moved(), backend="aot_eager", fullgraph=True)
     found = {name.removeprefix("_orig_mod."): g for name, g in gradients(model, given(subject)).items()}
     alike(found, gradients(subject.moved(), given(subject)), 1e-4)
+
+
+@subjects()
+def test_loaded_from_its_folder(subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels are the base's: transformers looks in the text of a class's file for which a class may have, once."""
+    subject.base().save_pretrained(tmp_path / "base")
+    for kernel in ("attn", "experts"):
+        said = f"_can_set_{kernel}_implementation_cached_value"
+        monkeypatch.delattr(type(subject.base()), said, raising=False)
+    loaded: Any = peftc.load(subject.artifact().write(tmp_path), base=tmp_path / "base")
+    kind: Any = AutoModel
+    base = kind.from_pretrained(tmp_path / "base")
+    for kernel in ("_attn_implementation", "_experts_implementation"):
+        assert getattr(loaded.config, kernel) == getattr(base.config, kernel)
+    if subject.kind == "experts":
+        torch._dynamo.reset()
+        alike(
+            output(torch.compile(loaded, backend="aot_eager", fullgraph=True), given(subject)),
+            output(loaded, given(subject)),
+        )
 
 
 def same_when_compiled(subject: Subject, backend: str) -> None:

@@ -86,7 +86,8 @@ def test_every_case_meets_every_scenario(tmp_path: Path) -> None:
     body = program.bodies[0]
     run = UnitRun.at(program, body, body.paths[0], recordings(program.plan.trace.model))
     scenarios = {what.partition(", ")[2] for what, _ in run.calls}
-    assert len(run.calls) == 2 * len(scenarios) == 14
+    assert len(scenarios) == 7
+    assert len(run.calls) == 2 * len(scenarios) - 1  # over a cache, one example is called alike, padded or not
     assert [case for case, _ in run.chosen] == list(CASES)
     assert run.chosen[0][1] == list(run.calls)
     assert all({what.partition(", ")[2] for what, _ in calls} == scenarios for _, calls in run.chosen)

@@ -151,7 +151,7 @@ def _sites(view: View, call: AttentionCall) -> list[Site]:
         return []
     cross = "" if x else "cross."
     mask = None if cross else parameter_behind(view, call.mask)
-    causal = (call.hides or view.continues) and not cross
+    causal = not cross and (call.hides or view.causal())
     named = [*zip("qkv", (q, k, v), strict=True), *(("o", o) for o in output_projection(view, call.node))]
     attention = _attention(view, call, x or asking, cross)
     found: list[Site] = [replace(part, name=cross + name, causal=causal, mask=mask) for name, part in named if part]

@@ -47,7 +47,7 @@ class AttentionSeen:
 def block_sites(view: View, inner: Mapping[str, tuple[View, list[Site]]], own: list[Site]) -> list[Site]:
     """o, the sublayers, and the feed-forward's projections of a block; `inner` are its attention units by path.
 
-    Where no attention of its own sequence is seen, the module's use, or its model's behaviour, says what is causal.
+    Where no attention says that the block is causal, its use, or its model's behaviour, may.
     """
     seen = [*_inner_attentions(view, inner), *_own_attentions(view, own)]
     attends = {attention.node for attention in seen}
@@ -60,7 +60,7 @@ def block_sites(view: View, inner: Mapping[str, tuple[View, list[Site]]], own: l
         sublayer = _sublayer(view, attention.node, attention.input, attends, f"{cross}attention_output")
         found += [replace(sublayer, causal=sees, mask=mask)] if sublayer else []
     within = [a for a in seen if not a.name.startswith("cross.")]
-    causal = view.continues or (any(a.causal for a in within) if within else view.causal())
+    causal = any(a.causal for a in within) or view.causal()
     mask = next((a.mask for a in seen if a.mask), None)
     taken = {s.node for s in (*found, *own) if isinstance(s, Projection)}
     return [*found, *(replace(s, causal=causal, mask=mask) for s in _feed_forward(view, taken, attends))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cache
@@ -14,7 +15,7 @@ from peftc.trace.feeds import FAILURES, Feed, Point, feed, is_paired
 from peftc.trace.nested import tensors_in
 from peftc.trace.observed import Observed
 
-DECODER = "decoder_input_ids"
+DECODER, NUMBER = "decoder_input_ids", re.compile(r"\d+")
 LENGTHS = (16, 4)  # some models pool what they read, several times; some read no more than a few
 FIRST = (1, 10)  # ids: one of them may stand for padding, or not be there
 
@@ -26,7 +27,7 @@ LooksBack = Callable[[str], bool]
 def looking_back(model: nn.Module, observed: Observed, asked: Answers) -> LooksBack:
     """Whether the module at a path never looks ahead: it runs on what comes next alone, or `asked` says so.
 
-    Where that has another path only, as in a model with fewer layers, all of it must.
+    Where that lacks the path, as a model with fewer layers does, those of other numbers say it; else all of it.
     """
     answers = cache(asked)
 
@@ -34,7 +35,8 @@ def looking_back(model: nn.Module, observed: Observed, asked: Answers) -> LooksB
         if observed.continues(model.get_submodule(path)):
             return True
         said = answers()
-        return said.get(path, bool(said) and all(said.values()))
+        like = [answer for other, answer in said.items() if NUMBER.sub("", other) == NUMBER.sub("", path)]
+        return said[path] if path in said else bool(said) and all(like or said.values())
 
     return check
 

@@ -105,8 +105,7 @@ class _Units:
 
     def _unit(self, paths: Sequence[str], graph: fx.Graph, inner: Mapping[str, Unit]) -> Unit:
         module = self.model.get_submodule(paths[0])
-        calls, continues = self.observed.calls(module), self.observed.continues(module)
-        view = View.of(module, graph, self._asked(paths[0]), alike(calls), continues)
+        view = View.of(module, graph, self._asked(paths[0]), alike(self.observed.calls(module)))
         sites = self._sites(paths[0], view, inner)
         return Unit(
             type(module).__name__, type(module), graph, tuple(sites), tuple(paths), fingerprint=fingerprint(graph)

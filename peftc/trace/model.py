@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +15,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from peftc.errors import PeftcError
 
 LARGEST = {"num_hidden_layers": 1000, "hidden_size": 2**17, "intermediate_size": 2**20}
+FEW = {"num_hidden_layers": 1, "vocab_size": 100}
 UNBUILT = (
     ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, StrictDataclassError, TypeError,
     ValueError,
@@ -84,18 +85,21 @@ def smaller(model: PreTrainedModel, sizes: Mapping[str, int]) -> PreTrainedModel
 
 
 def shallow(model: PreTrainedModel) -> PreTrainedModel:
-    """A model of the same class with first values on the CPU, of two layers where its config can say so."""
-    written = model.config.to_dict()
-    key = model.config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
-    depth = {key: min(2, written[key])} if isinstance(written.get(key), int) else {}
+    """A model of the same class with first values on the CPU, of one layer and few words where its config allows."""
+    written, names = model.config.to_dict(), model.config.attribute_map
+    fewer = {key: min(most, written[key]) for key, most in _fewer(names) if isinstance(written.get(key), int)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
-            made: PreTrainedModel = type(model)(type(model.config).from_dict({**written, **depth}))
-        except UNBUILT:  # it lists its layers elsewhere
+            made: PreTrainedModel = type(model)(type(model.config).from_dict({**written, **fewer}))
+        except UNBUILT:  # it lists its layers elsewhere, or words that stand for something
             made = type(model)(model.config)
     made.eval()
     return made
+
+
+def _fewer(names: Mapping[str, str]) -> Iterator[tuple[str, int]]:
+    return ((names.get(name, name), most) for name, most in FEW.items())
 
 
 def _on_meta(build: Callable[[], PreTrainedModel]) -> PreTrainedModel:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 from transformers.modeling_utils import AttentionInterface
 
 from peftc.graph.branches import LiftedFloat, LiftedInt, LiftedStr, attribute, lookup
@@ -156,20 +157,31 @@ def _config_source(tracer: Tracer, owner: Any) -> str:
 
 @contextmanager
 def _lifted(unit: nn.Module) -> Iterator[None]:
-    """Scalar attributes of the unit's modules as numbers that remember where they came from."""
+    """Scalar attributes of the unit's modules, and of their configs, as numbers that remember where they came from."""
     before: list[tuple[dict[str, Any], str, Any]] = []
-    for path, module in unit.named_modules():
-        for name, value in list(vars(module).items()):
+    for path, owner in _owners(unit):
+        for name, value in list(vars(owner).items()):
             if type(value) in (int, float) and not name.startswith("_"):
                 lifted: Any = LiftedInt(value) if type(value) is int else LiftedFloat(value)
                 lifted.source = attribute("self", ".".join(filter(None, (path, name))))
-                before.append((vars(module), name, value))
-                vars(module)[name] = lifted
+                before.append((vars(owner), name, value))
+                vars(owner)[name] = lifted
     try:
         yield
     finally:
         for attributes, name, value in before:
             attributes[name] = value
+
+
+def _owners(unit: nn.Module) -> Iterator[tuple[str, object]]:
+    """Path and object: every module, and each config once, where the outermost module has it."""
+    seen = set[int]()
+    for path, module in unit.named_modules():
+        yield path, module
+        for name, value in vars(module).items():
+            if isinstance(value, PreTrainedConfig) and id(value) not in seen:
+                seen.add(id(value))
+                yield ".".join(filter(None, (path, name))), value
 
 
 def _source_modules(unit: nn.Module) -> list[Any]:

@@ -17,10 +17,9 @@ from peftc.trace.values import fail
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """One traced module: its graph, the data flow of it, and whether it turns out that it never looks ahead.
+    """One traced module: its graph, the data flow of it, and whether its model turns out to be causal.
 
-    `alike`: parameters that are always given the very value of another one, and that one.  `continues`: it runs on what
-    comes next alone, where a cache holds the rest.
+    `alike`: parameters that are always given the very value of another one, and that one.
     """
 
     module: nn.Module
@@ -28,14 +27,12 @@ class View:
     flow: dataflow.Flow
     causal: Callable[[], bool]
     alike: Mapping[str, str]
-    continues: bool = False
 
     @classmethod
     def of(
-        cls, module: nn.Module, graph: fx.Graph, causal: Callable[[], bool], alike: Mapping[str, str] | None = None,
-        continues: bool = False,
-    ) -> View:  # fmt: skip
-        return cls(module, graph, dataflow.flow(graph), causal, alike or {}, continues)
+        cls, module: nn.Module, graph: fx.Graph, causal: Callable[[], bool], alike: Mapping[str, str] | None = None
+    ) -> View:
+        return cls(module, graph, dataflow.flow(graph), causal, alike or {})
 
     def linears(self) -> list[fx.Node]:
         return [n for n in self.graph.nodes if self.is_linear(n)]

@@ -23,6 +23,7 @@ MOVES = frozenset({
 })  # fmt: skip
 
 
+SCALES = frozenset({"mul", "imul", "mul_", "truediv", "itruediv", "div", "div_"})
 BLANK = frozenset({"new_empty", "new_zeros", "new_ones", "new_full", "empty_like", "zeros_like", "ones_like"})
 
 
@@ -156,6 +157,21 @@ def name_of(node: fx.Node) -> str:
     if own_method(node) is not None:
         return ""
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+
+
+def scaled(node: fx.Node) -> fx.Node | None:
+    """The tensor that a node multiplies, or divides, by one number."""
+    if name_of(node) not in SCALES or len(node.args) != 2:
+        return None
+    for tensor, factor in (node.args, node.args[::-1])[: 2 if name_of(node) == "mul" else 1]:
+        if isinstance(tensor, fx.Node) and holds_tensor(tensor) and _is_number(factor):
+            return tensor
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    values = value.meta["value"] if isinstance(value, fx.Node) else (value,)
+    return all(v.numel() == 1 if isinstance(v, torch.Tensor) else isinstance(v, (int, float)) for v in values)
 
 
 def own_method(node: fx.Node) -> str | None:

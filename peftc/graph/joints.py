@@ -121,6 +121,10 @@ def _scores(edit: Editor, written: Written, table: fx.Node, gate: fx.Node | None
         states = _permuted(edit, key, _inverse(written.key_order))
         own = edit.apply("prefix_like", table, states, written.heads, *_given(gate))
         keys = _permuted(edit, own, written.key_order)
+    for scale in map(edit.node, written.scales):
+        source = dataflow.scaled(scale)
+        assert source is not None
+        keys = edit.again(scale, {source: keys})
     nothing = {bias: edit.insert("call_method", "new_zeros", (bias, 1)) for bias in added}
     copies = {product.name: edit.again(product, {key: keys, **nothing})}
     for step in written.copied:

@@ -70,7 +70,7 @@ class Written:
 
     `copied` leads from the scores to the softmax, without what masks or biases single keys; what comes out there is
     the copy of `last`.  `views` are those of the weights that name the number of keys, `masks` fill some weights.
-    `turned`: the attention's input is (length, batch, …).
+    `turned`: the attention's input is (length, batch, …).  `scales` multiply all keys by one number each, in order.
     The products take keys and values as (batch, heads, length, width), their axes permuted by these orders.
     """
 
@@ -86,6 +86,7 @@ class Written:
     turned: bool = False
     key_order: tuple[int, ...] = TURNED
     value_order: tuple[int, ...] = PLAIN
+    scales: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -89,8 +89,20 @@ def _joint(view: View, found: Found, x: fx.Node, causal: bool) -> Written | str:
     views = tuple(node.name for node in weights if _names_keys(node) and -1 not in node.args[-1:])
     return Written(
         found.scores.name, found.softmax.name, keys.heads, keys.width, values.width, tuple(chain.copied), last.name,
-        views, masks, by_axis[0] is None, keys.order, values.order,
+        views, masks, by_axis[0] is None, keys.order, values.order, tuple(_scales(found.key)),
     )  # fmt: skip
+
+
+def _scales(key: fx.Node) -> list[str]:
+    """What multiplies all keys by one number on their way into the product: each of them, so learnt ones too."""
+    names: list[str] = []
+    while (source := dataflow.scaled(key)) or dataflow.is_move(key):
+        names = [key.name, *names] if source else names
+        before = source or key.args[0]
+        if not isinstance(before, fx.Node):
+            break
+        key = before
+    return names
 
 
 def weighed_again(view: View, found: Found) -> bool:

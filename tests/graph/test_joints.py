@@ -24,6 +24,7 @@ TINY = {
     tiny.name: tiny
     for tiny in (
         Tiny("megatron-bert", {**_LAYER, "num_hidden_layers": 2}, None),
+        Tiny("deberta-v2", {**_LAYER, "num_hidden_layers": 2}, None),  # scales its keys before the product
         Tiny("bloom", {"hidden_size": 32, "n_layer": 2, "n_head": HEADS}, "causal-lm", causal=True),
         Tiny("mpt", {"d_model": 32, "n_layers": 2, "n_heads": HEADS, "max_seq_len": 64}, "causal-lm", causal=True),
         Tiny("codegen", {**_SIZES, "n_positions": 64, "rotary_dim": 4}, "causal-lm", causal=True),
@@ -133,6 +134,20 @@ def test_the_sums_by_hand(name: str, sums: Callable[[Any, dict[str, Any]], Tenso
     for module in attentions(model):
         given, found = called(model, module, inputs(model, padded, causal=TINY[name].causal))
         torch.testing.assert_close(found, sums(module, given))
+
+
+@pytest.mark.parametrize(("name", "made"), [("megatron-bert", "key value"), ("deberta-v2", "key_proj value_proj")])
+def test_learnt_keys_that_are_the_own_ones_change_nothing(name: str, made: str) -> None:
+    """Twice the keys with twice the values: the same average."""
+    base, model = bases(name)
+    given = {key: value[:1, :LENGTH] for key, value in inputs(base, False, causal=False).items()}
+    for module in attentions(model):
+        arguments, _ = called(model, module, given)
+        with torch.no_grad():
+            tables = [getattr(module, linear)(arguments["hidden_states"])[0] for linear in made.split()]
+            module.attention_prefix.key.copy_(tables[0]), module.attention_prefix.value.copy_(tables[1])
+    with torch.no_grad():
+        torch.testing.assert_close(model(**given)[0], base(**given)[0])
 
 
 @pytest.mark.parametrize("padded", [False, True])

@@ -85,7 +85,9 @@ class Editor:
         if site.sum is None:
             return self.output(site)
         before = self.node(site.sum)
-        total = self._copy(before, {})
+        beside = [n for n in before.all_input_nodes if n.name != site.output]
+        follows = any(n.name == site.residual for n in beside)
+        total = self._copy(before, {} if follows else {n: self.residual(site) for n in beside})
         norm = self.node(site.norm) if site.norm else None
         normed = self._copy(norm, {slots.first(norm): total}) if norm else total
         normed.meta.update(name=f"{self._name}_input", names=[])

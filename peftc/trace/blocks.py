@@ -14,7 +14,7 @@ from torch import fx, nn
 from peftc.graph import dataflow
 from peftc.graph.sites import Attention, Projection, Site, Sublayer
 from peftc.trace.mixing import mixing
-from peftc.trace.residual import adds_streams, computes, joins, operands, origin, taken_in
+from peftc.trace.residual import adds_streams, computes, joins, operands, origin, stream, taken_in
 from peftc.trace.views import (
     View,
     find,
@@ -167,7 +167,9 @@ def _entry(view: View, way: list[fx.Node]) -> fx.Node:
 
 
 def _made(view: View, total: fx.Node, output: fx.Node, x: fx.Node, name: str) -> Sublayer:
-    residual = next(a for a in operands(total) if a is not output)
+    beside = next(a for a in operands(total) if a is not output)
+    follows = beside in dataflow.reached(view.flow.reverse(copy=False), output)
+    residual = beside if follows else stream(view, total) or beside
     return Sublayer(
         name=name, output=output.name, residual=residual.name, sum=total.name, norm=_post_norm(view, total),
         input=x.name, width=width_of(output), flat=is_flat(output), turned=is_turned(output),

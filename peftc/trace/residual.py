@@ -70,6 +70,22 @@ def origin(view: View, total: fx.Node) -> fx.Node | None:
     return max(behind[0] & behind[1], default=None)
 
 
+def stream(view: View, total: fx.Node) -> fx.Node | None:
+    """The term of a sum that all its other terms are made from, whatever is added to what first; None without one."""
+    while len(further := dataflow.downstream(view.flow, total, lambda n: adds_streams(view, n))) == 1:
+        if computes(view, dataflow.between(view.flow, total, further[0])[1:-1]):
+            break
+        total = further[0]
+    before, terms = view.flow.reverse(copy=False), operands(total)
+    while True:
+        behind = {term: dataflow.reached(before, term) for term in terms}
+        first = [term for term in terms if all(term in reached for reached in behind.values())]
+        apart = [term for term in terms if adds_streams(view, term)]
+        if first or not apart:
+            return next(iter(first), None)
+        terms = [term for term in terms if term is not apart[-1]] + operands(apart[-1])
+
+
 def computes(view: View, way: Iterable[fx.Node]) -> bool:
     """Whether a way passes a matrix: a product, or a module that has one."""
     modules = (view.owner(node) for node in way)

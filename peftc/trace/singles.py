@@ -40,11 +40,13 @@ def singles(
     ran = {*seen.calls, *seen.readers} if seen.failed is None else set()
     checked = [name for name in bound if owners[name] or like[name] in ran]
     fixed = {name: why for name in checked if (why := _why(seen, like[name], turned))}
+    tables = _tables(model, {name: module for name, module in modules.items() if like[name] in seen.calls})
     groups: dict[tuple[type[nn.Module], Single], list[str]] = {}
     outside = []
     for name, layer in ((name, layer) for name, layer in owners.items() if name not in fixed):
         if layer is None:
-            outside.append((name, _unit(model, [name], _outside(model, name, turned.get(like[name])))))
+            site = _outside(modules[name], "embedding" if name in tables else name, turned.get(like[name]))
+            outside.append((name, _unit(model, [name], site)))
             continue
         says, call = [site.causal for site in _sites(layer, layers)], seen.calls[like[name]]
         causal = any(says) if says else looks_back(name)
@@ -80,12 +82,19 @@ def _unit(model: nn.Module, paths: Sequence[str], site: Single) -> Unit:
     return Unit(type(module).__name__, type(module), graph, (site,), tuple(paths), fingerprint=fingerprint(graph))
 
 
-def _outside(model: nn.Module, path: str, turned: bool | None) -> Single:
+def _tables(model: nn.Module, ran: Mapping[str, nn.Module]) -> set[str]:
+    """The input embeddings: of the modules that ran, all that have their weight; without any, the model's own word."""
+    own = _input_embeddings(model)
+    weight = getattr(own, "weight", None)
+    tied = {n for n, m in ran.items() if isinstance(m, nn.Embedding) and m.weight is weight}
+    return tied or {name for name, module in model.named_modules() if module is own}
+
+
+def _outside(module: nn.Module, name: str, turned: bool | None) -> Single:
     """The site of a module outside every layer; where no run shows how its matrix stands, its class says it."""
-    module = model.get_submodule(path)
     if isinstance(module, nn.Embedding):
-        return _embedding("embedding" if module is _input_embeddings(model) else path, module)
-    return _projection(path, module, transposed=not isinstance(module, nn.Linear) if turned is None else turned)
+        return _embedding(name, module)
+    return _projection(name, module, transposed=not isinstance(module, nn.Linear) if turned is None else turned)
 
 
 def _embedding(name: str, module: nn.Module) -> Embedding:

@@ -126,6 +126,31 @@ def test_what_experts_make_joins_the_stream_as_a_whole(shared: bool) -> None:
     assert [name for name in found if name.startswith("ffn_")] == (["ffn_up", "ffn_down"] if shared else [])
 
 
+class Parallel(nn.Module):
+    """Attention and feed-forward side by side: (attention + feed-forward) + x, or (x + attention) + feed-forward."""
+
+    def __init__(self, last: bool) -> None:
+        super().__init__()
+        self.last, self.norm = last, nn.LayerNorm(WIDTH)
+        self.q, self.k, self.v, self.o = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        self.up, self.down = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        read = self.norm(x)
+        query, key, value = (part(read).unflatten(-1, (2, -1)).transpose(1, 2) for part in (self.q, self.k, self.v))
+        attended = self.o(nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+        fed = self.down(torch.relu(self.up(read)))
+        made: Tensor = (attended + fed) + x if self.last else (x + attended) + fed
+        return made
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_sublayers_side_by_side_have_the_stream_as_their_residual(last: bool) -> None:
+    found = sites(Parallel(last), WIDTH)
+    sublayers = [site for name in ("attention_output", "ffn") if isinstance(site := found[name], Sublayer)]
+    assert [site.residual for site in sublayers] == ["x", "x"]
+
+
 class Beside(nn.Module):
     """Attention and experts side by side on one norm: (x + attention) + experts."""
 
@@ -164,7 +189,7 @@ def test_a_feed_forward_beside_the_attention() -> None:
     found = sites(Beside(), WIDTH)
     ffn = found["ffn"]
     assert isinstance(ffn, Sublayer)
-    assert (ffn.residual, ffn.output) == ("add", "view_1")
+    assert (ffn.residual, ffn.output) == ("x", "view_1")
 
 
 def test_keys_of_several_linears_are_the_largest_ones() -> None:

@@ -10,7 +10,8 @@ from torch import nn
 
 from peftc.errors import PeftcError
 from peftc.graph.sites import Projection
-from peftc.trace import trace_model
+from peftc.spec.schema import Base
+from peftc.trace import trace_base, trace_model
 from tests.trace.nets import IDS, WIDTH, Block, Net, attached, made
 
 
@@ -143,3 +144,12 @@ def test_outside_every_layer_too() -> None:
     assert trace.fixed == {
         "pooling.out_proj": "MultiheadAttention reads its weight itself, and may do without its forward",
     }
+
+
+def test_the_embedding_is_every_table_that_runs() -> None:
+    """The tables of an encoder-decoder share a weight with one that no forward calls."""
+    config = {"model_type": "bart", "vocab_size": 61, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
+    trace = trace_base(Base(config={**config, **heads}, task="seq2seq-lm"))
+    found = [path for path, unit in trace.others if unit.sites[0].name == "embedding"]
+    assert found == ["model.encoder.embed_tokens", "model.decoder.embed_tokens"]

@@ -210,7 +210,7 @@ def _notes(spec: Spec) -> tuple[str, ...]:
 
 
 def _no_layers(trace: Trace) -> Iterator[str]:
-    """The repeated blocks in which no attention was found: they are no layers, and no site is in them."""
+    """The repeated blocks in which no attention was found, for nothing runs them perhaps: no layers, without sites."""
     taken = [path for layer in trace.layers for path in layer.paths]
     for name, module in trace.model.named_modules():
         if not isinstance(module, nn.ModuleList) or any(within(name, path) for path in taken):
@@ -219,7 +219,8 @@ def _no_layers(trace: Trace) -> Iterator[str]:
         others = [child for child, path in blocks.items() if not any(within(layer, path) for layer in taken)]
         if others:
             taken += [blocks[child] for child in others]
-            yield f"{name}: no attention was found in {', '.join(others)}: no layers; modules: reaches them"
+            unfed = next((f"; {p} was not run: {why}" for p, why in trace.unfed.items() if within(name, p)), "")
+            yield f"{name}: no attention was found in {', '.join(others)}: no layers; modules: reaches them{unfed}"
 
 
 def _last_sublayers(placements: Sequence[Placement], trace: Trace) -> Iterator[str]:

@@ -272,6 +272,8 @@ class Trace:
 
     `untraced` are the modules that would be units but have no trace, and stay as they are: path -> why.  `fixed` are
     those inside layers whose matrix is used in a way that an addition to their output would not change: path -> why.
+    `submodels` are the paths of models inside it that were run by themselves, for its own runs miss them; `unfed` those
+    that were not run at all: path -> why.
     """
 
     model: nn.Module
@@ -282,6 +284,8 @@ class Trace:
     modules: tuple[str, ...]
     untraced: Mapping[str, str] = field(default_factory=dict)
     fixed: Mapping[str, str] = field(default_factory=dict)
+    submodels: tuple[str, ...] = ()
+    unfed: Mapping[str, str] = field(default_factory=dict)
 
     def towers(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(layer.tower for layer in self.layers))

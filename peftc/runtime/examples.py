@@ -11,7 +11,8 @@ import torch
 from torch import fx, nn
 from transformers import PreTrainedConfig
 
-from peftc.trace.calls import Recorded, Recording, record
+from peftc.graph.sites import Trace
+from peftc.trace.calls import Recorded, Recording, record, together
 from peftc.trace.feeds import Point
 from peftc.trace.inputs import SCENARIOS, Scenario
 from peftc.trace.remembered import signature
@@ -72,11 +73,12 @@ def _is_per_position(value: Any, other: Any) -> bool:
     return len(sizes) > 1 and all(one != two for one, two in sizes)
 
 
-def recordings(model: nn.Module) -> Recordings:
-    """Run the model on the meta device at every unseen size."""
-    pairs, alike = [(scenario, point) for scenario in SCENARIOS for point in UNSEEN], twins(model)
-    found = {pair: record(model, *pair, alike) for pair in pairs}
-    return Recordings({pair: recording for pair, recording in found.items() if recording is not None}, alike)
+def recordings(trace: Trace) -> Recordings:
+    """Run a traced model on the meta device at every unseen size, and the models inside it that run by themselves."""
+    pairs, alike = [(scenario, point) for scenario in SCENARIOS for point in UNSEEN], twins(trace.model)
+    models = [trace.model.get_submodule(path) for path in ("", *trace.submodels)]
+    found = {pair: [r for model in models if (r := record(model, *pair, alike))] for pair in pairs}
+    return Recordings({pair: together(runs) for pair, runs in found.items() if runs}, alike)
 
 
 class Filler:

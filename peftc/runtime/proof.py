@@ -72,7 +72,7 @@ def _shown(program: Program, bodies: Sequence[Body]) -> Iterator[Line]:
     if not bodies:
         return
     versions = tuple(_emitted(p) for p in (_bare(program), _laid(program), _neutral(program), program))
-    found = recordings(program.plan.trace.model)
+    found = recordings(program.plan.trace)
     for body in bodies:
         runs = [UnitRun.at(program, body, path, found) for path in _distinct(program, body)]
         yield from _lines(body, runs, versions)

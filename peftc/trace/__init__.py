@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from peftc.errors import PeftcError
 from peftc.graph.sites import Parameter, Trace
-from peftc.trace.causal import Answers, causal_paths, looking_back
+from peftc.trace.causal import Loaded, looking_back
 from peftc.trace.layers import layers
 from peftc.trace.model import UNBUILT, build, shallow, skeleton, smaller
 from peftc.trace.observed import observe
@@ -32,7 +32,7 @@ def trace_base(base: Base) -> Trace:
 
 def trace_model(model: nn.Module) -> Trace:
     """A loaded model, traced on a copy that has no weights."""
-    return _trace(skeleton(model), lambda: causal_paths(model))
+    return _trace(skeleton(model), model.get_submodule)
 
 
 def trace_smaller(model: PreTrainedModel, sizes: Mapping[str, int]) -> Trace:
@@ -45,29 +45,30 @@ def trace_smaller(model: PreTrainedModel, sizes: Mapping[str, int]) -> Trace:
 
 def _drawn(model: PreTrainedModel) -> Trace:
     """A model without weights; where its code does not say what it sees, one of the same kind is asked."""
-    return _trace(model, lambda: causal_paths(shallow(model)))
+    return _trace(model, lambda root: shallow(model.get_submodule(root)))
 
 
-def _trace(model: nn.Module, asked: Answers) -> Trace:
+def _trace(model: nn.Module, loaded: Loaded) -> Trace:
     with unchanged(model):
-        return _found(model, asked)
+        return _found(model, loaded)
 
 
-def _found(model: nn.Module, asked: Answers) -> Trace:
+def _found(model: nn.Module, loaded: Loaded) -> Trace:
     try:
         observed = observe(model)
-        looks_back = looking_back(model, observed, asked)
+        looks_back = looking_back(model, observed, loaded)
         with installed() as session:
             found, untraced = layers(model, observed, session, looks_back)
     except TraceFailure as failure:
         raise PeftcError(f"{type(model).__name__} cannot be traced: {failure}") from failure
-    carrying = reached(model)
+    carrying = reached(model, observed.submodels)
     idle = unreached(model, found, carrying)
     found, untraced = tuple(layer for layer in found if layer.path not in idle), {**untraced, **idle}
     units = tuple(dict.fromkeys(unit for layer in found for _, unit in layer.units))
     names = tuple(name for name, _ in model.named_modules() if name)
     others, fixed = singles(model, found, observed, looks_back)
-    return Trace(model, units, found, others, parameters(model, carrying), names, untraced, fixed)
+    known = parameters(model, carrying)
+    return Trace(model, units, found, others, known, names, untraced, fixed, observed.submodels, observed.unfed)
 
 
 def parameters(model: nn.Module, carrying: Set[nn.Parameter]) -> Mapping[str, Parameter]:

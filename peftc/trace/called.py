@@ -29,12 +29,12 @@ Calls = Mapping[nn.Module, tuple[torch.Tensor, Any]]
 class Called:
     """module -> its first tensor and what it returned; module -> the class whose forward reads a parameter of it.
 
-    `failed`: why the model could not be run.
+    `failed`: module -> why the model that it is in could not be run.
     """
 
     calls: Calls
     readers: Mapping[nn.Module, str]
-    failed: str | None = None
+    failed: Mapping[nn.Module, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,18 +46,24 @@ class _Notes:
 
 
 def called(model: nn.Module, observed: Observed) -> Called:
-    """One run of a model on the meta device in each scenario that it has, and one in training.
+    """One run of a model on the meta device in each scenario that it has, and one in training; so of those inside it.
 
     Of modules that are built alike the first stands for all.
     """
-    notes, failed = _Notes(), None
-    try:
-        with unchanged(model):
-            for training, scenario in ((True, SCENARIOS[0]), *((False, scenario) for scenario in observed.recordings)):
-                record(model.train(training), scenario, POINTS[0], observed.twins, lambda: _noting(notes))
-    except FAILURES as refusal:
-        failed = " ".join(str(refusal).split())
+    notes, failed = _Notes(), dict[nn.Module, str]()
+    for path in ("", *observed.submodels):
+        run = model.get_submodule(path)
+        try:
+            _run(run, observed, notes)
+        except FAILURES as refusal:
+            failed |= dict.fromkeys(run.modules(), " ".join(str(refusal).split()))
     return Called(notes.calls, notes.readers, failed)
+
+
+def _run(model: nn.Module, observed: Observed, notes: _Notes) -> None:
+    with unchanged(model):
+        for training, scenario in ((True, SCENARIOS[0]), *((False, scenario) for scenario in observed.recordings)):
+            record(model.train(training), scenario, POINTS[0], observed.twins, lambda: _noting(notes))
 
 
 @contextmanager

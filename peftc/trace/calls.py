@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -38,6 +38,15 @@ class Recording:
 
     calls: dict[nn.Module, Recorded] = field(default_factory=dict)
     attending: dict[nn.Module, None] = field(default_factory=dict)
+
+
+def together(recordings: Iterable[Recording]) -> Recording:
+    """What runs of several models showed, as one."""
+    found = Recording()
+    for recording in recordings:
+        found.calls.update(recording.calls)
+        found.attending.update(recording.attending)
+    return found
 
 
 def record(

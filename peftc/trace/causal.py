@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from peftc.graph.sites import within
 from peftc.trace.feeds import FAILURES, Feed, Point, feed, is_paired
 from peftc.trace.nested import tensors_in
 from peftc.trace.observed import Observed
@@ -20,23 +21,25 @@ LENGTHS = (16, 4)  # some models pool what they read, several times; some read n
 FIRST = (1, 10)  # ids: one of them may stand for padding, or not be there
 
 
-Answers = Callable[[], Mapping[str, bool]]
+Loaded = Callable[[str], nn.Module]
 LooksBack = Callable[[str], bool]
 
 
-def looking_back(model: nn.Module, observed: Observed, asked: Answers) -> LooksBack:
-    """Whether the module at a path never looks ahead: it runs on what comes next alone, or `asked` says so.
+def looking_back(model: nn.Module, observed: Observed, loaded: Loaded) -> LooksBack:
+    """Whether the module at a path never looks ahead: it runs on what comes next alone, or a run shows it.
 
-    Where that lacks the path, as a model with fewer layers does, those of other numbers say it; else all of it.
+    `loaded` gives the model, or one that was run by itself, with numbers in it.  Where that lacks the path, as a model
+    with fewer layers does, those of other numbers say it; else all of it.
     """
-    answers = cache(asked)
+    answers = cache(lambda root: causal_paths(loaded(root)))
 
     def check(path: str) -> bool:
         if observed.continues(model.get_submodule(path)):
             return True
-        said = answers()
-        like = [answer for other, answer in said.items() if NUMBER.sub("", other) == NUMBER.sub("", path)]
-        return said[path] if path in said else bool(said) and all(like or said.values())
+        root = next((other for other in observed.submodels if within(path, other)), "")
+        said, own = answers(root), path.removeprefix(root).removeprefix(".")
+        like = [answer for other, answer in said.items() if NUMBER.sub("", other) == NUMBER.sub("", own)]
+        return said[own] if own in said else bool(said) and all(like or said.values())
 
     return check
 

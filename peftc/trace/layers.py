@@ -50,14 +50,21 @@ def layers(
 
 def tower_names(towers: Sequence[Sequence[str]], units: Mapping[str, Unit]) -> list[str]:
     """encoder or decoder for a single tower, by its causality; the parts of the paths that differ for several."""
-    if not towers:
-        return []
     if len(towers) == 1:
         causal = any(site.causal for path in towers[0] if path in units for site in units[path].sites)
         return ["decoder" if causal else "encoder"]
-    split = [paths[0].split(".") for paths in towers]
+    return _differing([paths[0].split(".") for paths in towers])
+
+
+def _differing(split: Sequence[Sequence[str]]) -> list[str]:
+    """The first parts in which paths differ, and the next where several have the same."""
+    if len(split) < 2:
+        return [""] * len(split)
     position = next(i for i, parts in enumerate(zip(*split, strict=False)) if len(set(parts)) > 1)
-    return [parts[position].removesuffix("_model") for parts in split]
+    first = [parts[position].removesuffix("_model").removesuffix("_tower") for parts in split]
+    rests = {name: [parts for parts, own in zip(split, first, strict=True) if own == name] for name in first}
+    further = {name: iter(_differing(same)) for name, same in rests.items()}
+    return ["_".join(filter(None, (name, next(further[name])))) for name in first]
 
 
 @dataclass(frozen=True, eq=False)

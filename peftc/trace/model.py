@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -84,22 +84,25 @@ def smaller(model: PreTrainedModel, sizes: Mapping[str, int]) -> PreTrainedModel
     return _on_meta(lambda: type(model)(type(model.config).from_dict(config)))
 
 
-def shallow(model: PreTrainedModel) -> PreTrainedModel:
+def shallow(model: Any) -> PreTrainedModel:
     """A model of the same class with first values on the CPU, of one layer and few words where its config allows."""
-    written, names = model.config.to_dict(), model.config.attribute_map
-    fewer = {key: min(most, written[key]) for key, most in _fewer(names) if isinstance(written.get(key), int)}
+    written = model.config.to_dict()
+    fewer = _fewer(written, model.config.attribute_map)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
-            made: PreTrainedModel = type(model)(type(model.config).from_dict({**written, **fewer}))
+            made: PreTrainedModel = type(model)(type(model.config).from_dict(fewer))
         except UNBUILT:  # it lists its layers elsewhere, or words that stand for something
             made = type(model)(model.config)
     made.eval()
     return made
 
 
-def _fewer(names: Mapping[str, str]) -> Iterator[tuple[str, int]]:
-    return ((names.get(name, name), most) for name, most in FEW.items())
+def _fewer(written: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """A config with smaller numbers, also in the configs that it holds."""
+    most = {names.get(name, name): number for name, number in FEW.items()}
+    lowered = {key: min(most[key], value) for key, value in written.items() if key in most and isinstance(value, int)}
+    return {**written, **{k: _fewer(v, {}) for k, v in written.items() if isinstance(v, dict)}, **lowered}
 
 
 def _on_meta(build: Callable[[], PreTrainedModel]) -> PreTrainedModel:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from traceback import walk_tb
@@ -10,15 +10,17 @@ from traceback import walk_tb
 from torch import nn
 
 from peftc.errors import PeftcError, Problem
-from peftc.trace.calls import Recorded, Recording, record
+from peftc.trace.calls import Recorded, Recording, record, together
 from peftc.trace.feeds import FAILURES, POINTS, Point, feed
 from peftc.trace.inputs import SCENARIOS, Scenario
 from peftc.trace.nested import tensors_in
 from peftc.trace.remembered import signature
 from peftc.trace.repeats import Twins, twins
+from peftc.trace.submodels import apart
 
 LONGEST = max(point.length + point.past for point in POINTS)
 Call = tuple[Recorded, ...]
+Runs = Mapping[Scenario, tuple[Recording, ...]]
 FURTHER = (1, 8, 64)  # times the second point's lengths
 
 
@@ -27,11 +29,15 @@ class Observed:
     """Every recording of a model: scenario -> one recording per example point; what was run for each module.
 
     `replaced`: the paths where a model puts a module of another class while it runs, and what it does there.
+    `submodels` are the paths of models inside it that were run by themselves; `unfed` why others did not run: path ->
+    why.
     """
 
-    recordings: Mapping[Scenario, tuple[Recording, ...]]
+    recordings: Runs
     twins: Twins
     replaced: Mapping[str, str]
+    submodels: tuple[str, ...]
+    unfed: Mapping[str, str]
 
     def calls(self, module: nn.Module) -> list[Call]:
         """The calls of one module, per scenario that reaches it, as one record per point; of equal ones the first."""
@@ -56,17 +62,34 @@ class Observed:
 
 
 def observe(model: nn.Module) -> Observed:
-    """Run the model on the meta device in every scenario that it has."""
-    recordings, alike, before = {}, twins(model), classes(model)
+    """Run the model on the meta device in every scenario that it has, and by themselves models in it that it misses."""
+    alike, before = twins(model), classes(model)
+    whole = _runs(model, alike)
+    called = {module for pair in whole.values() for recording in pair for module in recording.calls}
+    ran = {module for module in model.modules() if alike.get(module, module) in called}
+    found, unfed = apart(model, ran, lambda inner: _runs(inner, alike))
+    inside = {path: runs for path, runs in found.items() if any(r.attending for pair in runs.values() for r in pair)}
+    pairs = ((path, before.get(path), now) for path, now in classes(model).items())
+    replaced = {path: f"{was} becomes {now} while the model runs" for path, was, now in pairs if was not in (None, now)}
+    return Observed(_joined([whole, *inside.values()]), twins(model), replaced, tuple(inside), unfed)
+
+
+def _runs(model: nn.Module, alike: Twins) -> Runs:
+    """The recordings of a model at the example points, in every scenario that it has."""
+    recordings = {}
     points, pair = _examples(model, alike)
     for scenario in SCENARIOS:
         if scenario is not SCENARIOS[0]:
             pair = tuple(_recorded(model, scenario, point, alike) for point in points)
         if all(pair):
             recordings[scenario] = tuple(r for r in pair if r is not None)
-    pairs = ((path, before.get(path), now) for path, now in classes(model).items())
-    replaced = {path: f"{was} becomes {now} while the model runs" for path, was, now in pairs if was not in (None, now)}
-    return Observed(recordings, twins(model), replaced)
+    return recordings
+
+
+def _joined(found: Sequence[Runs]) -> Runs:
+    """The recordings of several models by scenario and example point."""
+    pairs = {scenario: [runs[scenario] for runs in found if scenario in runs] for scenario in SCENARIOS}
+    return {scenario: tuple(map(together, zip(*same, strict=True))) for scenario, same in pairs.items() if same}
 
 
 def _recorded(model: nn.Module, scenario: Scenario, point: Point, alike: Twins) -> Recording | None:

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
-from contextlib import nullcontext
+import inspect
+from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
 from torch import nn
 
 from peftc.graph.sites import Layer
-from peftc.trace.feeds import FAILURES, POINTS
+from peftc.trace.feeds import FAILURES, POINTS, feed
 from peftc.trace.inputs import SCENARIOS, inputs
 from peftc.trace.meta import calls_answered, shapes_only, values_as_zeros
 from peftc.trace.nested import tensors_in
 
 
-def reached(model: nn.Module) -> set[nn.Parameter]:
-    """The parameters behind the outputs of a model on the meta device; all of them where its forward cannot be run."""
+def reached(model: nn.Module, submodels: Sequence[str] = ()) -> set[nn.Parameter]:
+    """The parameters behind the outputs of a model on the meta device; all of them where its forward cannot be run.
+
+    Of a model inside it that runs by itself, those behind what the outer one makes of its inputs, where it says that.
+    """
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         for parameter, _ in before:
             parameter.requires_grad_(parameter.is_floating_point())
-        return set(_behind(list(tensors_in(_answer(model)))))
-    except FAILURES:
-        return {parameter for parameter, _ in before}
+        return _reached(model, [model]).union(*(_handed(model, model.get_submodule(path)) for path in submodels))
     finally:
         for parameter, flag in before:
             parameter.requires_grad_(flag)
@@ -37,10 +39,32 @@ def unreached(model: nn.Module, layers: Sequence[Layer], reached: Set[nn.Paramet
     return {layer.path: "no gradient reaches it" for layer in layers if layer.tower not in trained}
 
 
-def _answer(model: nn.Module) -> Any:
+def _handed(model: nn.Module, inner: nn.Module) -> set[nn.Parameter]:
+    """What a gradient reaches of a model inside another, by the methods that hand the inputs of the inner one on."""
+    first = feed(inner).inputs[0].name
+    names = [name for name in dir(type(model)) if name.startswith("get_") and name.endswith("_features")]
+    methods = [getattr(model, name) for name in names]
+    return _reached(inner, [m for m in methods if first in inspect.signature(m).parameters], [inner])
+
+
+def _reached(
+    model: nn.Module, ways: Sequence[Callable[..., Any]], otherwise: Sequence[Callable[..., Any]] = ()
+) -> set[nn.Parameter]:
+    """What stands behind the answers to the inputs of a model; of `otherwise` where no way takes them; else all."""
+    found = []
+    for way in ways:
+        with suppress(*FAILURES):
+            found.append(set(_behind(list(tensors_in(_answer(model, way))))))
+    if found:
+        return set[nn.Parameter]().union(*found)
+    return _reached(model, otherwise) if otherwise else set(model.parameters())
+
+
+def _answer(model: nn.Module, way: Callable[..., Any]) -> Any:
+    """What a function makes of a model's inputs."""
     given = inputs(model, SCENARIOS[0], POINTS[0], nullcontext)
     with torch.enable_grad(), shapes_only(), values_as_zeros(), calls_answered():
-        return model(**given or {})
+        return way(**given or {})
 
 
 def _behind(outputs: list[torch.Tensor]) -> Iterator[nn.Parameter]:

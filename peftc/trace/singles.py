@@ -34,10 +34,10 @@ def singles(
     owners = {name: around(layers, name) for name in _alone(model, layers)}
     modules = {name: model.get_submodule(name) for name in owners}
     bound = [name for name, module in modules.items() if owners[name] or not isinstance(module, nn.Embedding)]
-    seen = called(model, observed) if bound else Called({}, {})
+    seen = called(model, observed) if bound else Called({}, {}, {})
     like = {name: observed.twins.get(module, module) for name, module in modules.items()}
     turned = {m: is_transposed(m, seen.calls[m][0]) for m in dict.fromkeys(like.values()) if m in seen.calls}
-    ran = {*seen.calls, *seen.readers} if seen.failed is None else set()
+    ran = {*seen.calls, *seen.readers} - seen.failed.keys()
     checked = [name for name in bound if owners[name] or like[name] in ran]
     fixed = {name: why for name in checked if (why := _why(seen, like[name], turned))}
     tables = _tables(model, {name: module for name, module in modules.items() if like[name] in seen.calls})
@@ -145,8 +145,8 @@ def _sites(layer: Layer, layers: Sequence[Layer]) -> list[Site]:
 
 def _why(seen: Called, module: nn.Module, turned: Mapping[nn.Module, bool | None]) -> str | None:
     """Why what is added to a module's output is no change of what its matrix does, or None."""
-    if seen.failed is not None:
-        return f"its model does not run on example inputs: {seen.failed}"
+    if module in seen.failed:
+        return f"its model does not run on example inputs: {seen.failed[module]}"
     if module in seen.readers:
         return f"{seen.readers[module]} reads its weight itself, and may do without its forward"
     if module not in seen.calls:

@@ -23,6 +23,7 @@ SAMPLE: dict[str, dict[str, str]] = {
     "gpt2": {},
     "gpt_neox": {},
     "llama": NO_BIAS,
+    "llava": {},
     "opt": {},
     "qwen3": NO_BIAS,
     "vit": {},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -42,11 +42,11 @@ POINTS = (Point(batch=2, length=7, past=6, source=9), Point(batch=3, length=11, 
 
 @dataclass(frozen=True)
 class Input:
-    """A tensor of a call: its parameter, its sizes at a point, whether it holds ids; the axis that a mask covers."""
+    """A tensor of a call: its parameter, its sizes at a point, what it holds; the axis that a mask covers."""
 
     name: str
     shape: Callable[[Point], tuple[int, ...]]
-    is_ids: bool = False
+    holds: Literal["numbers", "ids", "ones"] = "numbers"
     axis: int | None = None
 
 
@@ -64,7 +64,8 @@ class Feed:
 
     def made(self, point: Point, device: torch.device, mask: bool) -> dict[str, Any]:
         """The keyword arguments at a point: zeros, and a mask that hides nothing."""
-        given = {i.name: zeros(i.shape(point), torch.long if i.is_ids else self.dtype, device) for i in self.inputs}
+        dtypes = {"numbers": self.dtype, "ids": torch.long, "ones": torch.long}
+        given = {i.name: zeros(i.shape(point), dtypes[i.holds], device) + (i.holds == "ones") for i in self.inputs}
         masked = next((i for i in self.inputs if i.axis is not None), None)
         if mask and self.mask and masked is not None and masked.axis is not None:
             sizes = (point.batch, masked.shape(point)[masked.axis])
@@ -73,12 +74,12 @@ class Feed:
 
     def later(self) -> Feed:
         """What is read once the first tokens are in the cache: further ids, or more of what has none."""
-        return replace(self, inputs=tuple(i for i in self.inputs if i.is_ids) or self.inputs, constants={})
+        return replace(self, inputs=tuple(i for i in self.inputs if i.holds == "ids") or self.inputs, constants={})
 
     @property
     def ids(self) -> str | None:
         """The parameter that takes ids."""
-        return next((i.name for i in self.inputs if i.is_ids), None)
+        return next((i.name for i in self.inputs if i.holds == "ids"), None)
 
 
 def zeros(sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -106,8 +107,8 @@ def _answered(model: nn.Module, candidates: list[Feed]) -> Feed:
     refusals = []
     for candidate in candidates:
         try:
-            for point in POINTS:
-                _run(model, candidate, point)
+            for point, mask in zip(POINTS, (True, False), strict=True):
+                _run(model, candidate, point, mask)
         except FAILURES as refusal:
             refusals.append(refusal)
         else:
@@ -115,9 +116,9 @@ def _answered(model: nn.Module, candidates: list[Feed]) -> Feed:
     raise refusals[0]
 
 
-def _run(model: nn.Module, candidate: Feed, point: Point) -> None:
+def _run(model: nn.Module, candidate: Feed, point: Point, mask: bool) -> None:
     device = next(model.parameters()).device
-    given = candidate.made(point, device, mask=True)
+    given = candidate.made(point, device, mask)
     if is_paired(model):
         given["decoder_input_ids"] = zeros((point.batch, point.length), torch.long, device)
     with torch.no_grad(), shapes_only(), values_as_zeros():
@@ -150,9 +151,19 @@ def _candidates(model: nn.Module) -> Iterator[Feed]:
     ids_too = [(_ids("input_ids", is_paired(model)),)] if "input_ids" in names else []
     for first in (*ids_too, ()):
         for sense in other:
+            yield from () if first else _covered(sense, names, constants)
             yield Feed((*first, sense), mask, constants)
             yield Feed((*first, sense), None)
     yield from (Feed(alone, mask) for alone in ids_too)
+
+
+def _covered(sense: Input, names: Collection[str], constants: Mapping[str, Any]) -> Iterator[Feed]:
+    """What is heard under a mask of its own: one that may be left out, or one that must be given."""
+    own, axis = f"{sense.name}_mask", sense.axis
+    if own not in names or axis is None:
+        return
+    yield Feed((sense,), own, constants)
+    yield Feed((sense, Input(own, lambda p: (p.batch, sense.shape(p)[axis]), "ones")), None, constants)
 
 
 def _roles(model: nn.Module, names: Mapping[str, inspect.Parameter]) -> tuple[str, str | None]:
@@ -167,7 +178,7 @@ def _roles(model: nn.Module, names: Mapping[str, inspect.Parameter]) -> tuple[st
 
 
 def _ids(name: str, paired: bool) -> Input:
-    return Input(name, lambda p: (p.batch, p.source if paired else p.length), is_ids=True, axis=1)
+    return Input(name, lambda p: (p.batch, p.source if paired else p.length), "ids", axis=1)
 
 
 def _values(config: Any) -> Iterable[tuple[str, Any]]:

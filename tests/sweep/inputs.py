@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator, Mapping
+from itertools import product
 from typing import Any
 
 import torch
@@ -13,6 +15,8 @@ from tests.sweep.build import Unbuilt
 from tests.sweep.registry import Type
 
 LENGTH, NEW = 7, 4
+PLACE = re.compile(r"(image|audio|speech)_token_(id|index)")
+ASKED = re.compile(r"features:? ([1-9]\d*)")
 Inputs = dict[str, torch.Tensor]
 
 
@@ -37,6 +41,7 @@ def _candidates(model: PreTrainedModel, kind: Type) -> Iterator[Inputs]:
     if model.main_input_name in ("input_features", "input_values"):
         yield from ({**sound, **decoder} for sound in _sounds(model, model.main_input_name))
     text = _text(accepted, kind) | decoder
+    yield from _placed(model, text, [*_seen(model, accepted), *_heard(model, accepted)])
     yield text
     if "pixel_values" in accepted:
         yield _pixels(model)
@@ -54,6 +59,56 @@ def _text(accepted: Mapping[str, object], kind: Type) -> Inputs:
     mask = torch.ones_like(ids)
     mask[1, slice(0, 2) if kind.kind == "decoder" else slice(LENGTH - 2, LENGTH)] = 0
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def _placed(model: PreTrainedModel, text: Inputs, senses: list[Inputs]) -> Iterator[Inputs]:
+    """Text with a place for each feature of what is seen or heard beside it: as many as the model then asks for."""
+    tokens = [value for name, value in _values(model.config) if PLACE.fullmatch(name) and isinstance(value, int)]
+    embeddings: Any = model.get_input_embeddings()
+    width, examples = embeddings.weight.shape[-1], len(text["input_ids"])
+    for token, sense in product(tokens[:1], senses):
+        try:
+            answer(model, _with_places(text, token, 1) | sense)
+        except Exception as error:
+            asked = ASKED.search(str(error))
+            counts = [int(asked[1]) // examples, int(asked[1]) // (examples * width)] if asked else []
+            yield from (_with_places(text, token, count) | sense for count in counts)
+        else:
+            yield _with_places(text, token, 1) | sense
+
+
+def _with_places(text: Inputs, token: int, count: int) -> Inputs:
+    """The ids with so many of a token behind the second and nowhere else, which the mask shows."""
+    ids, mask = text["input_ids"], text.get("attention_mask")
+    (first, last), places = ids.masked_fill(ids == token, token - 1).tensor_split([2], dim=1), (len(ids), count)
+    given = {**text, "input_ids": torch.cat([first, torch.full(places, token), last], 1)}
+    if mask is None:
+        return given
+    first, last = mask.tensor_split([2], dim=1)
+    return {**given, "attention_mask": torch.cat([first, torch.ones(places, dtype=torch.long), last], 1)}
+
+
+def _seen(model: PreTrainedModel, accepted: Mapping[str, object]) -> Iterator[Inputs]:
+    """A picture for each example, alone or one or two in a list, its size beside it where the model asks."""
+    if "pixel_values" not in accepted:
+        return
+    pixels = _pixels(model)["pixel_values"]
+    sizes = {"image_sizes": torch.tensor([pixels.shape[-2:]] * len(pixels))}
+    for beside in ({}, sizes) if "image_sizes" in accepted else ({},):
+        given = (pixels, pixels[:, None], torch.stack([pixels, pixels], 1))
+        yield from ({"pixel_values": one, **beside} for one in given)
+
+
+def _heard(model: PreTrainedModel, accepted: Mapping[str, object]) -> Iterator[Inputs]:
+    """A spectrum for each example, with a mask over it where the model asks."""
+    if "input_features" not in accepted:
+        return
+    for sound in _sounds(model, "input_features"):
+        masks = [name for name in ("input_features_mask", "feature_attention_mask") if name in accepted]
+        lengths = sound["input_features"].shape[-1], sound["input_features"].shape[1]
+        yield from (
+            {**sound, **{name: torch.ones(2, length, dtype=torch.long) for name in masks}} for length in lengths
+        )
 
 
 def _decoder(accepted: Mapping[str, object]) -> Inputs:

@@ -49,6 +49,10 @@ class Broken(Exception):
     """A law that does not hold."""
 
 
+class Unshown(Exception):
+    """Why no law can be shown: what trains lies where the inputs do not come, as without a picture."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """`ok`, `none` (the model has no place for it) or `fails`; the reason, and where in peftc it came up."""
@@ -90,6 +94,8 @@ def tried(check: Callable[[], object]) -> Outcome:
     except PeftcError as error:
         said = "; ".join(p.message + (f" ({p.hint})" if "not traced" in (p.hint or "") else "") for p in error.problems)
         return Outcome("none" if _absent(error) else "fails", f"PeftcError: {said}"[:400], _place(error))
+    except Unshown as reason:
+        return Outcome("none", str(reason))
     except Exception as error:
         return Outcome("fails", f"{type(error).__name__}: {' '.join(str(error).split())}"[:400], _place(error))
     return Outcome("ok")
@@ -135,7 +141,7 @@ def keeps(
     _counted(attached, plan)
     _moved(attached)
     if torch.allclose(answer(attached, inputs), before, atol=1e-6):
-        raise Broken("after its parameters moved, it has no effect")
+        raise _without_effect(model, plan, inputs)
     _gradients(attached, model, plan, inputs)
     if kind.kind in ("decoder", "encoder-decoder"):
         _cached(attached, model, inputs)
@@ -186,8 +192,17 @@ def _gradients(model: PreTrainedModel, base: PreTrainedModel, plan: Plan, inputs
     if dead:
         raise Broken(f"no gradient: {_few(list(dead))}")
     selected = [s for s in plan.selections if all(_dead(trainable(model)[n]) for n in s.names)]
-    if selected:
+    if selected and not _live(base, inputs).isdisjoint(selected[0].names):
         raise Broken(f"no gradient in anything that {selected[0].method} trains")
+
+
+def _without_effect(base: PreTrainedModel, plan: Plan, inputs: Inputs) -> Exception:
+    live = _live(base, inputs)
+    beside = tuple(f"{_beside(p)}." for p in plan.placements)
+    selected = {name for s in plan.selections for name in s.names}
+    if any(name in selected or name.startswith(beside) for name in live):
+        return Broken("after its parameters moved, it has no effect")
+    return Unshown("the inputs of the sweep do not reach what it trains")
 
 
 def _backward(model: PreTrainedModel, inputs: Inputs) -> None:

@@ -160,3 +160,24 @@ def test_without_a_mask_and_a_cache_a_model_is_given_none() -> None:
     recording = record(model, Scenario(mask=False, cache="none"), POINTS[0], {})
     assert recording is not None and recording.attending
     assert all(recording.calls[module].named.get("attention_mask") is None for module in recording.attending)
+
+
+class Hearing(Refusing):
+    def forward(self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None) -> torch.Tensor:
+        heard = input_features if input_features_mask is None else input_features * input_features_mask
+        return heard * self.scale
+
+
+class Listening(Hearing):
+    def forward(self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None) -> torch.Tensor:
+        assert input_features_mask is not None
+        return super().forward(input_features, input_features_mask)
+
+
+def test_what_is_heard_comes_with_a_mask_of_its_own_always_where_it_must() -> None:
+    optional, needed = feed(Hearing()), feed(Listening())
+    assert ([i.name for i in optional.inputs], optional.mask) == (["input_features"], "input_features_mask")
+    assert ([i.name for i in needed.inputs], needed.mask) == (["input_features", "input_features_mask"], None)
+    given = needed.made(POINTS[0], torch.device("cpu"), mask=False)
+    assert bool((given["input_features_mask"] == 1).all())
+    assert given["input_features_mask"].shape == given["input_features"].shape[:2]

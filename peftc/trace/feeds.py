@@ -148,7 +148,8 @@ def _candidates(model: nn.Module) -> Iterator[Feed]:
         ids, masked = _roles(model, names)
         yield Feed((_ids(ids, is_paired(model)),), masked)
         return
-    ids_too = [(_ids("input_ids", is_paired(model)),)] if "input_ids" in names else []
+    texts = ["input_ids", *(name for name in names if _needs_ids(name, names[name]))]
+    ids_too = [tuple(_ids(name, is_paired(model)) for name in texts)] if "input_ids" in names else []
     for first in (*ids_too, ()):
         for sense in other:
             yield from () if first else _covered(sense, names, constants)
@@ -175,6 +176,11 @@ def _roles(model: nn.Module, names: Mapping[str, inspect.Parameter]) -> tuple[st
     ids = main if main in names else first
     others = [n for n in names if n != ids and names[n].default is None]
     return ids, "attention_mask" if "attention_mask" in names else next(iter(others), None)
+
+
+def _needs_ids(name: str, parameter: inspect.Parameter) -> bool:
+    """Whether a forward cannot do without further ids, as for a part that reads the text in words of its own."""
+    return name.endswith("_input_ids") and parameter.default is inspect.Parameter.empty
 
 
 def _ids(name: str, paired: bool) -> Input:

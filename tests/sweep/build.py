@@ -68,6 +68,7 @@ RULES: tuple[tuple[str, Size], ...] = (
 UNSET: dict[str, Any] = {
     "num_key_value_heads": 4, "head_dim": 8, "vocab_size": 128, "n_routed_experts": 4, "n_shared_experts": 1,
     "num_experts_per_tok": 2, "moe_intermediate_size": 16, "audio_token_id": 100,
+    "image_token_id": 101, "image_token_index": 101,
 }  # fmt: skip
 WINDOWS = {
     "embed_dim": 16, "hidden_size": 32, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4, "image_size": 64,
@@ -75,6 +76,7 @@ WINDOWS = {
 }  # fmt: skip
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 TWICE_AS_WIDE = {"attention_hidden_size": 64, "attention_head_dim": 16}
+SECTIONS = {"text_config": {"rope_parameters": {**ROPE, "mrope_section": [2, 1, 1]}}}
 TILES = {"image_grid_pinpoints": [[32, 32]]}
 OVERRIDES: dict[str, dict[str, Any]] = {
     "aria": {"projector_patch_to_query_dict": {"16": 8}},
@@ -82,6 +84,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "big_bird": {"attention_type": "original_full"},  # what a short input turns it into, with modules of other classes
     "bigbird_pegasus": {"attention_type": "original_full"},
     "donut-swin": WINDOWS,
+    **dict.fromkeys(("glm46v", "glm4v", "glm_ocr", "glmga", "paddleocr_vl", "qwen2_5_vl", "qwen2_vl"), SECTIONS),
+    "glm4v_moe": {"text_config": {"rope_parameters": {**ROPE, "mrope_section": [1, 1, 0]}}},
     "glmasr": {"audio_config": {"intermediate_size": 128}},  # four frames of it make one
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},
     "swin": WINDOWS,

@@ -15,7 +15,7 @@ from tests.sweep.build import Unbuilt
 from tests.sweep.registry import Type
 
 LENGTH, NEW = 7, 4
-PLACE = re.compile(r"(image|audio|speech)_token_(id|index)")
+PLACE = re.compile(r"(image|audio|speech|video)_token_(id|index)")
 ASKED = re.compile(r"features:? ([1-9]\d*)")
 Inputs = dict[str, torch.Tensor]
 
@@ -51,21 +51,21 @@ def _candidates(model: PreTrainedModel, kind: Type) -> Iterator[Inputs]:
             yield from ({**text, **sound} for sound in _sounds(model, name))
 
 
-def _text(accepted: Mapping[str, object], kind: Type) -> Inputs:
+def _text(accepted: Mapping[str, inspect.Parameter], kind: Type) -> Inputs:
     """Two examples, the second shorter: padded on the left for a decoder, on the right else."""
     ids = torch.randint(4, 30, (2, LENGTH), generator=torch.Generator().manual_seed(5))
+    needed = {name: ids for name, p in accepted.items() if name.endswith("_input_ids") and p.default is p.empty}
     if "attention_mask" not in accepted:
-        return {"input_ids": ids}
+        return {"input_ids": ids, **needed}
     mask = torch.ones_like(ids)
     mask[1, slice(0, 2) if kind.kind == "decoder" else slice(LENGTH - 2, LENGTH)] = 0
-    return {"input_ids": ids, "attention_mask": mask}
+    return {"input_ids": ids, "attention_mask": mask, **needed}
 
 
 def _placed(model: PreTrainedModel, text: Inputs, senses: list[Inputs]) -> Iterator[Inputs]:
     """Text with a place for each feature of what is seen or heard beside it: as many as the model then asks for."""
     tokens = [value for name, value in _values(model.config) if PLACE.fullmatch(name) and isinstance(value, int)]
-    embeddings: Any = model.get_input_embeddings()
-    width, examples = embeddings.weight.shape[-1], len(text["input_ids"])
+    width, examples = _value(model, "hidden_size", "d_model", default=1), len(text["input_ids"])
     for token, sense in product(tokens[:1], senses):
         try:
             answer(model, _with_places(text, token, 1) | sense)

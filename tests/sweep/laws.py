@@ -14,12 +14,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from torch import fx
 from transformers import PreTrainedModel
 
 import peftc
 from peftc.emit.artifact import Artifact, emit
 from peftc.errors import PeftcError
-from peftc.graph.sites import Projection, Trace
+from peftc.graph.sites import Projection, Sublayer, Trace
 from peftc.methods import METHODS
 from peftc.plan import Placement, Plan, resolve
 from peftc.report.budget import budget
@@ -182,7 +183,7 @@ def _gradients(model: PreTrainedModel, base: PreTrainedModel, plan: Plan, inputs
     Where none of the base's own parameters has one, as behind what a head reads, an addition can have none either.
     """
     _backward(model, inputs)
-    added = {f"{p.path}.{p.name}.": _beside(p) for p in plan.placements}
+    added = {f"{p.path}.{p.name}.": _beside(p, base) for p in plan.placements}
     dead = {
         n: beside for n, p in trainable(model).items() if _dead(p) for a, beside in added.items() if n.startswith(a)
     }
@@ -198,7 +199,7 @@ def _gradients(model: PreTrainedModel, base: PreTrainedModel, plan: Plan, inputs
 
 def _without_effect(base: PreTrainedModel, plan: Plan, inputs: Inputs) -> Exception:
     live = _live(base, inputs)
-    beside = tuple(f"{_beside(p)}." for p in plan.placements)
+    beside = tuple(f"{_beside(p, base)}." for p in plan.placements)
     selected = {name for s in plan.selections for name in s.names}
     if any(name in selected or name.startswith(beside) for name in live):
         return Broken("after its parameters moved, it has no effect")
@@ -211,10 +212,24 @@ def _backward(model: PreTrainedModel, inputs: Inputs) -> None:
     (out * torch.randn(out.shape, generator=torch.Generator().manual_seed(3))).sum().backward()
 
 
-def _beside(placement: Placement) -> str:
-    """The base's own module that an addition stands beside."""
-    site = placement.site
-    return ".".join(filter(None, (placement.path, site.module if isinstance(site, Projection) else "")))
+def _beside(placement: Placement, model: torch.nn.Module) -> str:
+    """The base's own module that an addition stands beside: a projection, or the last one behind a sublayer."""
+    site, within = placement.site, ""
+    if isinstance(site, Projection):
+        within = site.module
+    if isinstance(site, Sublayer):
+        within = _maker(placement.unit.graph, site.output, model.get_submodule(placement.path))
+    return ".".join(filter(None, (placement.path, within)))
+
+
+def _maker(graph: fx.Graph, name: str, unit: torch.nn.Module) -> str:
+    """The last module with parameters on the one way that leads to a node; "" where there are several ways."""
+    node = next(n for n in graph.nodes if n.name == name)
+    while not (node.op == "call_module" and any(True for _ in unit.get_submodule(str(node.target)).parameters())):
+        if len(node.all_input_nodes) != 1:
+            return ""
+        node = node.all_input_nodes[0]
+    return str(node.target)
 
 
 def _live(base: PreTrainedModel, inputs: Inputs) -> set[str]:

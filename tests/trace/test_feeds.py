@@ -181,3 +181,20 @@ def test_what_is_heard_comes_with_a_mask_of_its_own_always_where_it_must() -> No
     given = needed.made(POINTS[0], torch.device("cpu"), mask=False)
     assert bool((given["input_features_mask"] == 1).all())
     assert given["input_features_mask"].shape == given["input_features"].shape[:2]
+
+
+class Twice(Refusing):
+    def forward(  # type: ignore[override]
+        self,
+        pixel_values: torch.Tensor,
+        other_input_ids: torch.Tensor,
+        input_ids: torch.Tensor,
+        more_input_ids: Any = None,
+    ) -> torch.Tensor:
+        return self.scale * pixel_values.sum() + (other_input_ids + input_ids).sum()
+
+
+def test_further_ids_that_must_be_given() -> None:
+    found = feed(Twice())
+    assert [given.name for given in found.inputs] == ["input_ids", "other_input_ids", "pixel_values"]
+    assert found.ids == "input_ids"

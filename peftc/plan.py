@@ -15,6 +15,7 @@ from peftc.identity import plan_hash, rank, settings
 from peftc.methods.base import Cost, Method, ModuleCall, SharedModule
 from peftc.selection import chosen, trained_parts
 from peftc.selectors import Entry, Spot
+from peftc.spec.layers import ranges
 from peftc.spec.schema import Spec
 
 
@@ -100,7 +101,7 @@ def resolve(spec: Spec, trace: Trace) -> Plan:
         selections=(*selections, *([Selection(None, "train", parts)] if parts else ())),
         notes=(
             *_notes(spec), *(note for entry in entries for note in entry.notes()), *_no_layers(trace),
-            *_last_sublayers(placements, trace),
+            *_last_sublayers(placements, trace), *_unread(placements, trace),
         ),
         hash="",
     )  # fmt: skip
@@ -229,6 +230,15 @@ def _last_sublayers(placements: Sequence[Placement], trace: Trace) -> Iterator[s
     used = [p.layer.tower for p in placements if p.layer and p.site.name == "ffn" and p.layer.tower not in attending]
     for tower in dict.fromkeys(used):
         yield f"nothing attends in the {tower}: ffn is the last sublayer of a layer, whatever it mixes"
+
+
+def _unread(placements: Sequence[Placement], trace: Trace) -> Iterator[str]:
+    """The layers where something stands, though the model makes nothing of what they return."""
+    used = [p.layer for p in placements if p.layer and p.layer.path in trace.unread]
+    for tower in dict.fromkeys(layer.tower for layer in used):
+        layers = {layer.index for layer in used if layer.tower == tower}
+        which = f"layer{'s' if len(layers) > 1 else ''} {ranges(layers)} of the {tower}"
+        yield f"no gradient reaches {which}: what stands there never trains"
 
 
 def _is_block(module: nn.Module) -> bool:

@@ -273,7 +273,8 @@ class Trace:
     `untraced` are the modules that would be units but have no trace, and stay as they are: path -> why.  `fixed` are
     those inside layers whose matrix is used in a way that an addition to their output would not change: path -> why.
     `submodels` are the paths of models inside it that were run by themselves, for its own runs miss them; `unfed` those
-    that were not run at all: path -> why.
+    that were not run at all: path -> why.  `unread` are the layers that no gradient reaches, where it reaches others of
+    their tower.
     """
 
     model: nn.Module
@@ -286,6 +287,7 @@ class Trace:
     fixed: Mapping[str, str] = field(default_factory=dict)
     submodels: tuple[str, ...] = ()
     unfed: Mapping[str, str] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
 
     def towers(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(layer.tower for layer in self.layers))

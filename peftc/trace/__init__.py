@@ -15,7 +15,7 @@ from peftc.trace.layers import layers
 from peftc.trace.model import UNBUILT, build, shallow, skeleton, smaller
 from peftc.trace.observed import observe
 from peftc.trace.probes import installed
-from peftc.trace.reach import reached, unreached
+from peftc.trace.reach import reached, reaches, unreached
 from peftc.trace.singles import singles
 from peftc.trace.state import unchanged
 from peftc.trace.values import TraceFailure
@@ -64,11 +64,12 @@ def _found(model: nn.Module, loaded: Loaded) -> Trace:
     carrying = reached(model, observed.submodels)
     idle = unreached(model, found, carrying)
     found, untraced = tuple(layer for layer in found if layer.path not in idle), {**untraced, **idle}
+    unread = tuple(layer.path for layer in found if not reaches(model, layer, carrying))
     units = tuple(dict.fromkeys(unit for layer in found for _, unit in layer.units))
     names = tuple(name for name, _ in model.named_modules() if name)
     others, fixed = singles(model, found, observed, looks_back)
     known = parameters(model, carrying)
-    return Trace(model, units, found, others, known, names, untraced, fixed, observed.submodels, observed.unfed)
+    return Trace(model, units, found, others, known, names, untraced, fixed, observed.submodels, observed.unfed, unread)
 
 
 def parameters(model: nn.Module, carrying: Set[nn.Parameter]) -> Mapping[str, Parameter]:

@@ -34,9 +34,13 @@ def reached(model: nn.Module, submodels: Sequence[str] = ()) -> set[nn.Parameter
 
 def unreached(model: nn.Module, layers: Sequence[Layer], reached: Set[nn.Parameter]) -> dict[str, str]:
     """The layers of towers that no gradient reaches: what runs without one, as to cut the input in pieces."""
-    found = [(layer, not reached.isdisjoint(model.get_submodule(layer.path).parameters())) for layer in layers]
-    trained = {layer.tower for layer, holds in found if holds}
+    trained = {layer.tower for layer in layers if reaches(model, layer, reached)}
     return {layer.path: "no gradient reaches it" for layer in layers if layer.tower not in trained}
+
+
+def reaches(model: nn.Module, layer: Layer, reached: Set[nn.Parameter]) -> bool:
+    """Whether some parameter of a layer is among these."""
+    return not reached.isdisjoint(model.get_submodule(layer.path).parameters())
 
 
 def _handed(model: nn.Module, inner: nn.Module) -> set[nn.Parameter]:
@@ -44,7 +48,18 @@ def _handed(model: nn.Module, inner: nn.Module) -> set[nn.Parameter]:
     first = feed(inner).inputs[0].name
     names = [name for name in dir(type(model)) if name.startswith("get_") and name.endswith("_features")]
     methods = [getattr(model, name) for name in names]
-    return _reached(inner, [m for m in methods if first in inspect.signature(m).parameters], [inner])
+    ways = [_features(method) for method in methods if first in inspect.signature(method).parameters]
+    return _reached(inner, ways, [inner])
+
+
+def _features(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that says what is made of a picture or a sound, without the states behind that it says too."""
+
+    def said(**given: Any) -> Any:
+        answer = method(**given)
+        return getattr(answer, "pooler_output", answer)
+
+    return said
 
 
 def _reached(

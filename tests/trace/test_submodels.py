@@ -44,6 +44,15 @@ class Ready(Seeing):
         return super().forward(hidden_states)
 
 
+class Early(Seeing):
+    """The same, but for what it sees before its last block."""
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        x: torch.Tensor = self.blocks[0](self.rows(pixel_values.flatten(1, 2)))
+        self.blocks[1](x)
+        return x
+
+
 class Composed(Net):
     """Text, and one row of a picture at each place that its ids say."""
 
@@ -114,6 +123,12 @@ def test_what_no_gradient_comes_back_from_is_no_tower() -> None:
     trace = trace_model(composed(Counting))
     assert {layer.path for layer in trace.layers} == {"blocks.0", "blocks.1"}
     assert trace.untraced["seeing_tower.blocks.0"] == "no gradient reaches it"
+
+
+def test_a_layer_that_nothing_reads_is_named() -> None:
+    trace = trace_model(composed(seeing=Early))
+    assert trace.unread == ("seeing_tower.blocks.1",)
+    assert notes(trace) == ("no gradient reaches layer 1 of the seeing: what stands there never trains",)
 
 
 def test_what_reads_something_else_is_named_with_the_reason() -> None:

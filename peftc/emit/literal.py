@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isfinite
 
 WIDTH = 120
 
@@ -47,4 +48,6 @@ def _flat(value: object, raw: bool) -> str:
         return f"({items[0]},)" if len(items) == 1 else f"({', '.join(items)})"
     if isinstance(value, list):
         return "[" + ", ".join(_flat(item, raw) for item in value) + "]"
+    if isinstance(value, float) and not isfinite(value):
+        return f'float("{value}")'
     return repr(value)

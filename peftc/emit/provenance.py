@@ -32,7 +32,18 @@ def base_config(model: nn.Module) -> tuple[Json, Json]:
     whole = _plain(json.loads(config.to_json_string(use_diff=False)))
     config_class = getattr(type(model), "config_class", None) or type(config)
     own = _beside(whole, config_class())
-    return whole, _counted(own | _beside(whole, config_class.from_dict(own)))  # a default may follow from another value
+    own |= _beside(whole, config_class.from_dict(_numbers(own)))  # a default may follow from another value
+    return whole, _counted(_numbers(own))
+
+
+def _numbers(config: Json) -> Json:
+    """A config whose numbers that JSON has no word for, as infinity, are numbers again."""
+    found: Json = json.loads(json.dumps(config), object_hook=_number)
+    return found
+
+
+def _number(value: Json) -> Json | float:
+    return float(str(value["__float__"])) if value.keys() == {"__float__"} else value
 
 
 def _beside(whole: Json, config: PreTrainedConfig) -> Json:

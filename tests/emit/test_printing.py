@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import math
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import fx, nn
+from transformers import BertConfig
 
 from peftc.emit.blocks import Body, Branch
 from peftc.emit.expressions import Globals, Printer
@@ -21,6 +24,7 @@ from peftc.emit.layout import wrapped
 from peftc.emit.literal import literal
 from peftc.emit.machinery import expand
 from peftc.emit.names import Names
+from peftc.emit.provenance import base_config
 from peftc.emit.sources import paste
 from peftc.emit.statements import _Lines, forward
 from peftc.errors import Defect
@@ -64,6 +68,13 @@ def test_patterns_read_well() -> None:
 @given(VALUES)
 def test_a_literal_is_its_value(value: object) -> None:
     assert ast.literal_eval(literal(value)) == value
+
+
+def test_what_is_no_finite_number_is_written_as_one() -> None:
+    written = literal({"limits": [0.0, math.inf, -math.inf]})
+    assert written == '{"limits": [0.0, float("inf"), float("-inf")]}'
+    config = base_config(SimpleNamespace(config=BertConfig(layer_norm_eps=math.inf)))[1]  # type: ignore[arg-type]
+    assert config == {"layer_norm_eps": math.inf}
 
 
 def test_imports_are_merged() -> None:

@@ -86,7 +86,7 @@ def inputs(model: nn.Module, scenario: Scenario, point: Point, run: Runner) -> d
     if given is None:
         return None
     if scenario.cache == "empty":
-        given |= _encoded(model, reads, given, run)
+        given = _unheard(reads, given, _encoded(model, reads, given, run))
     return given | ({"use_cache": scenario.cache != "none"} if _takes_use_cache(model) else {})
 
 
@@ -151,14 +151,20 @@ def _after(
     first = _given(model, reads, replace(point, length=before), 0, mask)
     encoded = _encoded(model, reads, first, run)
     with torch.no_grad(), run():
-        cache = getattr(model(**first, **encoded, **heard, use_cache=True), name, None)
+        cache = getattr(model(**_unheard(reads, first, encoded), **heard, use_cache=True), name, None)
     if cache is None:
         return None
     _fill_all(cache)
     read = reads if is_paired(model) else reads.later()
     whole = replace(point, length=before + point.length)
     given = _given(model, read, whole, 0, mask) if scenario.whole else _given(model, read, point, before, mask)
-    return {**given, **encoded, **heard, name: cache}
+    return {**_unheard(reads, given, encoded), **heard, name: cache}
+
+
+def _unheard(reads: Feed, given: dict[str, Any], encoded: dict[str, Any]) -> dict[str, Any]:
+    """What a decoder is called with: what an encoder said in place of the picture or the sound that it was about."""
+    senses = {i.name for i in reads.inputs if i.holds == "numbers"} if encoded else ()
+    return {name: value for name, value in given.items() if name not in senses} | encoded
 
 
 def _encoded(model: Any, reads: Feed, given: dict[str, Any], run: Runner) -> dict[str, Any]:
@@ -167,7 +173,7 @@ def _encoded(model: Any, reads: Feed, given: dict[str, Any], run: Runner) -> dic
         return {}
     encoder, main = model.get_encoder(), reads.inputs[0].name
     own = {name: value for name, value in given.items() if name in parameters(encoder)}
-    if main not in own:
+    if own.keys().isdisjoint((main, encoder.main_input_name)):
         own[encoder.main_input_name] = given[main]
     with torch.no_grad(), run():
         return {"encoder_outputs": encoder(**own)}

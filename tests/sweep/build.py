@@ -84,6 +84,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "big_bird": {"attention_type": "original_full"},  # what a short input turns it into, with modules of other classes
     "bigbird_pegasus": {"attention_type": "original_full"},
     "donut-swin": WINDOWS,
+    "git": {"max_position_embeddings": 256},  # what it sees stands before the text
     **dict.fromkeys(("glm46v", "glm4v", "glm_ocr", "glmga", "paddleocr_vl", "qwen2_5_vl", "qwen2_vl"), SECTIONS),
     "glm4v_moe": {"text_config": {"rope_parameters": {**ROPE, "mrope_section": [1, 1, 0]}}},
     "glmasr": {"audio_config": {"intermediate_size": 128}},  # four frames of it make one

@@ -35,3 +35,43 @@ def test_a_cache_is_what_comes_back_only_where_one_is_kept(cache: Any) -> None:
     continued = {"total"} if cache in ("filled", "single") else set()
     assert given.keys() == {"input_ids", "use_cache", *continued}
     assert given["use_cache"] is (cache != "none")
+
+
+class Eye(nn.Module):
+    """An encoder of pictures."""
+
+    main_input_name = "pixel_values"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1, device="meta"))
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        assert pixel_values.dim() == 4
+        return self.scale * pixel_values
+
+
+class Telling(nn.Module):
+    """A decoder that will not have both a picture and what its encoder said about it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.eye, self.config = Eye(), SimpleNamespace(is_encoder_decoder=True, use_cache=True)
+
+    def get_encoder(self) -> nn.Module:
+        return self.eye
+
+    def forward(
+        self, pixel_values: Any = None, input_ids: Any = None, decoder_input_ids: Any = None,
+        encoder_outputs: Any = None, past_key_values: Any = None, use_cache: bool = False,
+    ) -> SimpleNamespace:  # fmt: skip
+        assert (pixel_values is None) != (encoder_outputs is None)
+        return SimpleNamespace(past_key_values=SimpleNamespace(layers=[]))
+
+
+@pytest.mark.parametrize("cache", ["empty", "filled", "single"])
+def test_what_an_encoder_said_comes_in_place_of_the_picture(cache: Any) -> None:
+    given = inputs(Telling(), Scenario(mask=True, cache=cache), POINTS[0], nullcontext)
+    assert given is not None
+    assert given["encoder_outputs"].dim() == 4
+    assert "pixel_values" not in given

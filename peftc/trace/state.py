@@ -33,14 +33,16 @@ def restored(module: nn.Module, before: Held) -> list[str]:
 
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
-    """What the block sets on the modules of a model is taken back; what it registers, as another module, stays."""
-    before = {module: dict(vars(module)) for module in model.modules()}
+    """What the block sets on the modules of a model is taken back, and its hooks; another module that it adds stays."""
+    before = {module: (dict(vars(module)), dict(module._forward_hooks)) for module in model.modules()}
     try:
         yield
     finally:
-        for module, was in before.items():
+        for module, (was, hooks) in before.items():
             vars(module).clear()
             vars(module).update(was)
+            module._forward_hooks.clear()
+            module._forward_hooks.update(hooks)
 
 
 def is_stacked(module: nn.Module) -> bool:

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from peftc.trace import trace_model
-from tests.trace.nets import WIDTH, Block, attached, made
+from peftc.trace.state import unchanged
+from tests.trace.nets import IDS, WIDTH, Block, attached, made
 
 
 class Store(nn.Module):
@@ -46,3 +47,28 @@ def test_a_module_that_keeps_something_stays_a_call() -> None:
     assert [n.target for n in unit.graph.nodes if n.op == "call_module" and n.target == "keeping"] == ["keeping"]
     assert not [m for m in trace.model.modules() if isinstance(m, Store) and m.last is not None]
     attached(made(Kept))
+
+
+class Hooking(Block):
+    """Watches itself from its first run on."""
+
+    watched = False
+
+    def prepared(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        if not self.watched:
+            self.up.register_forward_hook(lambda module, given, answer: None)
+            self.watched = True
+        return x
+
+
+def seen(model: nn.Module) -> list[tuple[bool, int]]:
+    """Of each block, whether it says that it is watched, and how many hooks there are."""
+    return [(m.watched, len(m.up._forward_hooks)) for m in model.modules() if isinstance(m, Hooking)]
+
+
+def test_a_hook_is_taken_back_with_the_note_that_it_is_there() -> None:
+    model = made(Hooking)
+    with unchanged(model):
+        model(IDS)
+        assert seen(model) == [(True, 1), (True, 1)]
+    assert seen(model) == [(False, 0), (False, 0)]

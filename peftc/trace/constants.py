@@ -39,6 +39,17 @@ def _counted(target: Any, args: tuple[Any, ...]) -> bool:
     return isinstance(target, str) and source is not None and not is_plain(source.meta["value"][0])
 
 
+def axis_read(target: Any, args: tuple[Any, ...]) -> tuple[str, int] | None:
+    """The parameter and the axis of it whose size a node reads."""
+    shape = args[0] if target is operator.getitem and isinstance(args[0], fx.Node) else None
+    if shape is None or shape.target is not getattr or shape.args[1] != "shape" or not isinstance(args[1], int):
+        return None
+    source = shape.args[0]
+    if not isinstance(source, fx.Node) or source.op != "placeholder":
+        return None
+    return str(source.target), args[1] % len(shape.meta["value"][0])
+
+
 def is_none(node: fx.Node) -> bool:
     """Whether a node gives None at both points."""
     return all(point is None for point in node.meta["value"])

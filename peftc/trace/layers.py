@@ -15,6 +15,7 @@ from peftc.graph.sites import Attention, Layer, Site, Unit, within
 from peftc.trace.attention import attention_sites
 from peftc.trace.blocks import block_sites, feed_sites, other_sites
 from peftc.trace.causal import LooksBack
+from peftc.trace.elsewhere import Elsewhere
 from peftc.trace.mixing import caches
 from peftc.trace.observed import Call, Observed
 from peftc.trace.probes import Session
@@ -34,7 +35,7 @@ def layers(
     attention = [path for path in attending if path not in blocks]
     leaves = frozenset(model.get_submodule(p) for p in attention)
     replaced = {path: why for path, why in observed.replaced.items() if path in (*attention, *blocks)}
-    units = _Units(model, observed, leaves, session, looks_back, replaced, tuple(attending))
+    units = _Units(model, observed, leaves, session, looks_back, replaced, tuple(attending), Elsewhere(model, observed))
     inner = {path: unit for unit in units.of(attention, {}) for path in unit.paths}
     outer = {path: unit for unit in units.of(blocks, inner) for path in unit.paths}
     feeds = units.feeding({path: outer[path] for path in attending if path in outer})
@@ -76,6 +77,7 @@ class _Units:
     looks_back: LooksBack
     untraced: dict[str, str]
     attending: tuple[str, ...]
+    elsewhere: Elsewhere
 
     def of(self, paths: Sequence[str], inner: Mapping[str, Unit]) -> list[Unit]:
         """The units of these modules: one per distinct forward."""
@@ -108,7 +110,8 @@ class _Units:
 
     def _tracer(self, path: str) -> UnitTracer:
         module = self.model.get_submodule(path)
-        return UnitTracer(module, self.leaves - {module}, self.observed.calls(module), self.session)
+        calls, further = self.observed.calls(module), self.elsewhere.calls
+        return UnitTracer(module, self.leaves - {module}, calls, self.session, further)
 
     def _unit(self, paths: Sequence[str], graph: fx.Graph, inner: Mapping[str, Unit]) -> Unit:
         module = self.model.get_submodule(paths[0])

@@ -10,6 +10,7 @@ from torch import fx
 
 from peftc.graph.branches import Guard, assume, choose, moved
 from peftc.trace.values import fail
+from peftc.trace.ways import outcomes
 
 Table = dict[fx.Node, fx.Node]
 Condition = str | fx.Node | None
@@ -27,17 +28,13 @@ def merged_by_decisions(graphs: Sequence[fx.Graph]) -> fx.Graph:
     return merge(merged_by_decisions(sides[True]), merged_by_decisions(sides[False]), None)
 
 
-def _decisions(graph: fx.Graph) -> dict[Any, bool]:
-    return {n.meta["key"]: bool(n.args[1]) for n in graph.nodes if n.target is assume}
-
-
 def _outcome(graph: fx.Graph, key: Any) -> bool:
-    return _decisions(graph).get(key, False)
+    return outcomes(graph).get(key, False)
 
 
 def _first_difference(a: fx.Graph, b: fx.Graph) -> Any:
     """The key of the first decision that two traces took differently."""
-    ours, theirs = _decisions(a), _decisions(b)
+    ours, theirs = outcomes(a), outcomes(b)
     return next((key for key, outcome in ours.items() if theirs.get(key, outcome) != outcome), None)
 
 

@@ -8,7 +8,7 @@ import json
 import operator
 import sys
 from collections import OrderedDict
-from collections.abc import Collection, Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence, Set
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import fx, nn
 
 from peftc.graph.branches import SelfReference, assume, enter, inputs, leave
 from peftc.trace.absent import absent
-from peftc.trace.constants import constant, is_cut, is_none
+from peftc.trace.constants import axis_read, constant, is_cut, is_none
 from peftc.trace.extras import each_once, reads, wanted
 from peftc.trace.frames import caller, note_names, source_key
 from peftc.trace.remembered import Remembered
@@ -43,12 +43,12 @@ class Tracer(fx.proxy.TracerBase):
     """Traces one unit.  `leaves` are the modules that stay calls; everything else with children is inlined.
 
     The decisions of `against` go the other way; the values of `missing`, by their keys, are None and no proxies.
-    A number of `varying` stays one, though both examples agree on it.
+    A number of `varying`, by its key or as the size that it is, stays one, though both examples agree on it.
     """
 
     def __init__(
         self, unit: nn.Module, leaves: frozenset[nn.Module], against: Iterable[Hashable] = (),
-        remembered: Remembered | None = None, known: Known | None = None, varying: Collection[Hashable] = (),
+        remembered: Remembered | None = None, known: Known | None = None, varying: Set[Hashable] = frozenset(),
     ) -> None:  # fmt: skip
         self.graph = fx.Graph()
         self.unit, self.leaves, self.against, self.varying = unit, leaves, frozenset(against), varying
@@ -119,7 +119,7 @@ class Tracer(fx.proxy.TracerBase):
         lowered, keywords = self.create_arg(args), each_once(self.create_arg(kwargs))
         points = self._evaluate(kind, target, lowered, keywords)
         fixed, key = constant(target, lowered, points), source_key(kind, target, lowered, frame, Tracer.trace.__code__)
-        if fixed is not None and key not in self.varying:
+        if fixed is not None and not {key, axis_read(target, lowered)} & self.varying:
             return fixed[0]
         node = self.graph.create_node(kind, target, lowered, keywords)
         node.meta.update(value=points, key=key, names=[], grad=torch.is_grad_enabled())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import defaultdict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -22,7 +22,7 @@ from peftc.trace.probes import Session
 from peftc.trace.remembered import Remembered
 from peftc.trace.tracer import UNTRACEABLE, Tracer
 from peftc.trace.values import Argument, Known, Learnt, TraceFailure
-from peftc.trace.ways import MOST, Against, asks_kind, asks_value, decisions, further_ways
+from peftc.trace.ways import MOST, Against, asks_kind, asks_value, compared, decisions, further_ways, inlined, outcomes
 
 TRAINING = "self.training"
 EAGER = 'self.config._attn_implementation == "eager"'
@@ -36,6 +36,7 @@ class UnitTracer:
     leaves: frozenset[nn.Module]
     calls: Sequence[Call]
     session: Session
+    elsewhere: Callable[[nn.Module], Iterable[Call]] = lambda module: ()
     remembered: dict[Hashable, Remembered] = field(default_factory=lambda: defaultdict(Remembered))
     traced: dict[Hashable, fx.Graph] = field(default_factory=dict)
     known: Known = field(default_factory=Known)
@@ -64,12 +65,41 @@ class UnitTracer:
         return replace(self, known=self.known.with_(found.known), traced={})
 
     def _whole(self) -> fx.Graph:
-        graph = self._merged(self._distinct, self._attentions())
+        attentions = self._attentions()
+        graph = self._merged(self._distinct, attentions)
+        if further := self._beyond(graph):
+            graph = self._widened(graph, further, attentions)
         for name in self._left_out():
             if self._matters(name):
                 default = default_of(parameters(self.module)[name])
                 _check_default(graph, name, default, type(self.module).__name__)
         return graph
+
+    def _beyond(self, graph: fx.Graph) -> list[Call]:
+        """Calls in other sizes that find another one larger where all examples find the same."""
+        found, decided = [], compared(graph)
+        for call in self.elsewhere(self.module) if decided else ():
+            try:
+                taken = outcomes(self._once(call, False))
+            except Learnt:
+                raise
+            except UNTRACEABLE:
+                continue
+            if any(taken.get(key, outcome) != outcome for key, outcome in decided.items()):
+                found.append(call)
+        return found
+
+    def _widened(self, graph: fx.Graph, further: Sequence[Call], attentions: tuple[str | None, ...]) -> fx.Graph:
+        """The graph of further calls too; with its checks where nothing says which of the calls one is like."""
+        try:
+            return self._merged([*self._distinct, *further], attentions)
+        except Learnt:
+            raise
+        except TraceFailure as failure:
+            seen, other = (inlined(self._once(c, False) for c in calls) for calls in (self._distinct, further))
+            if unlike := {path for path, ways in other.items() if not ways <= seen.get(path, ways)}:
+                raise Learnt(Known(frozenset(unlike)), failure) from failure
+            return graph
 
     def _attentions(self) -> tuple[str | None, ...]:
         """The attentions under which the forward itself goes different ways: the base's own, and eager."""
@@ -175,9 +205,15 @@ class UnitTracer:
         return self._made(call, training, attention, against, self._varying(call))
 
     def _varying(self, call: Call) -> Against:
-        """The keys of the numbers in calls that give what this one does in more sizes."""
+        """The keys of the numbers in calls that give what this one does in more sizes.
+
+        Of a call beside those of the examples, those sizes too: it may read them where no other call comes.
+        """
         wider = [other for other in self._distinct if varies_more(sizes_of(other), sizes_of(call))]
-        return frozenset(n.meta["key"] for other in wider for n in self._once(other, False).nodes if is_number(n))
+        keys = {n.meta["key"] for other in wider for n in self._once(other, False).nodes if is_number(n)}
+        further = wider if call not in self._distinct else []
+        axes = {(name, i) for c in further for name, axes in sizes_of(c).items() for i, v in enumerate(axes) if v}
+        return frozenset(keys | axes)
 
     def _made(
         self, call: Call, training: bool, attention: str | None = None, against: Against = frozenset(),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+import operator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 
 import torch
 from torch import fx
 
-from peftc.graph.branches import assume
+from peftc.graph.branches import assume, enter, leave
 
+ORDERS = (operator.lt, operator.le, operator.gt, operator.ge)
 MOST = 4  # branches of which every combination is traced; beyond that, checks
 Against = frozenset[Hashable]
 
@@ -30,11 +32,40 @@ def asks_value(condition: fx.Node) -> bool:
     return isinstance(value, torch.Tensor) and value.is_meta
 
 
+def compared(graph: fx.Graph) -> dict[Hashable, bool]:
+    """What a trace decided at each branch on which of two sizes is larger: all examples may be on one side."""
+    asked = [n for n in graph.nodes if n.target is assume and isinstance(n.args[0], fx.Node)]
+    return {n.meta["key"]: bool(n.args[1]) for n in asked if _is_order(n.args[0])}
+
+
+def outcomes(graph: fx.Graph) -> dict[Hashable, bool]:
+    """What a trace decided at each branch."""
+    return {n.meta["key"]: bool(n.args[1]) for n in graph.nodes if n.target is assume}
+
+
+def inlined(graphs: Iterable[fx.Graph]) -> dict[str, set[tuple[Hashable, ...]]]:
+    """path -> what each of the traces does inside that module or method."""
+    found: dict[str, set[tuple[Hashable, ...]]] = {}
+    for graph in graphs:
+        for mark in (n for n in graph.nodes if n.target is enter):
+            keys, node = [], mark.next
+            while node.op != "output" and not (node.target is leave and node.args[0] == mark.args[0]):
+                keys.append((node.meta["key"], node.target is assume and node.args[1]))
+                node = node.next
+            found.setdefault(str(mark.args[0]), set()).add(tuple(keys))
+    return found
+
+
 def further_ways(keys: list[Hashable], way: Against) -> Iterator[Against]:
     """A way that goes against one more of these branches, among those after its own."""
     last = max([-1, *(keys.index(key) for key in way if key in keys)])
     for key in keys[last + 1 :]:
         yield way | {key}
+
+
+def _is_order(condition: fx.Node) -> bool:
+    sizes = [n.meta["value"][0] for n in condition.all_input_nodes]
+    return condition.target in ORDERS and bool(sizes) and all(isinstance(size, int) for size in sizes)
 
 
 def _asks_tensor(condition: fx.Node) -> bool:

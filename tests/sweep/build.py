@@ -56,6 +56,7 @@ RULES: tuple[tuple[str, Size], ...] = (
         lambda old: min(old, 8),
     ),
     (r"image_size|crop_size|train_size", 32),
+    (r"mm_tokens_per_image", 4),
     (r"(.*_)?patch_size", 8),
     (r"num_kv_shared_layers", 0),
     (r"first_k_dense_replace|max_window_layers|global_attn_every_n_layers", lambda old: min(old, 1)),
@@ -66,7 +67,8 @@ RULES: tuple[tuple[str, Size], ...] = (
 
 UNSET: dict[str, Any] = {
     "num_key_value_heads": 4, "head_dim": 8, "vocab_size": 128, "n_routed_experts": 4, "n_shared_experts": 1,
-    "num_experts_per_tok": 2, "moe_intermediate_size": 16,
+    "num_experts_per_tok": 2, "moe_intermediate_size": 16, "audio_token_id": 100,
+    "image_token_id": 101, "image_token_index": 101,
 }  # fmt: skip
 WINDOWS = {
     "embed_dim": 16, "hidden_size": 32, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4, "image_size": 64,
@@ -74,15 +76,24 @@ WINDOWS = {
 }  # fmt: skip
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 TWICE_AS_WIDE = {"attention_hidden_size": 64, "attention_head_dim": 16}
+SECTIONS = {"text_config": {"rope_parameters": {**ROPE, "mrope_section": [2, 1, 1]}}}
+TILES = {"image_grid_pinpoints": [[32, 32]]}
 OVERRIDES: dict[str, dict[str, Any]] = {
+    "aria": {"projector_patch_to_query_dict": {"16": 8}},
     "bamba": {"attn_layer_indices": [1]},
     "big_bird": {"attention_type": "original_full"},  # what a short input turns it into, with modules of other classes
     "bigbird_pegasus": {"attention_type": "original_full"},
     "donut-swin": WINDOWS,
+    "git": {"max_position_embeddings": 256},  # what it sees stands before the text
+    **dict.fromkeys(("glm46v", "glm4v", "glm_ocr", "glmga", "paddleocr_vl", "qwen2_5_vl", "qwen2_vl"), SECTIONS),
+    "glm4v_moe": {"text_config": {"rope_parameters": {**ROPE, "mrope_section": [1, 1, 0]}}},
+    "glmasr": {"audio_config": {"intermediate_size": 128}},  # four frames of it make one
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},
     "swin": WINDOWS,
     "swinv2": WINDOWS,
     "videomae": {"num_frames": 4},
+    "voxtral": {"audio_config": {"intermediate_size": 128}},
+    "vipllava": {"vision_feature_layers": [-2, -1]},
     "xmod": {"default_language": "en_XX"},
     "mamba2": {"head_dim": 16},
     "neomme": {"head_dim": 16},
@@ -90,6 +101,9 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "esm": {"pad_token_id": 1, "mask_token_id": 3},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "lilt": {"hidden_size": 48},
+    "llava_next": TILES,
+    "llava_next_video": TILES,
+    "llava_onevision": TILES,
     "mobilebert": {"intra_bottleneck_size": 32, "embedding_size": 32},
     "layoutlmv3": {"coordinate_size": 6, "shape_size": 4, "visual_embed": False},
     "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0}},

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from peftc.trace.calls import record
+from peftc.trace.calls import Recording, record, record_of_ones
 from peftc.trace.feeds import FAILURES, POINTS
 from peftc.trace.inputs import SCENARIOS
 from peftc.trace.meta import patched
@@ -64,6 +64,13 @@ def _run(model: nn.Module, observed: Observed, notes: _Notes) -> None:
     with unchanged(model):
         for training, scenario in ((True, SCENARIOS[0]), *((False, scenario) for scenario in observed.recordings)):
             record(model.train(training), scenario, POINTS[0], observed.twins, lambda: _noting(notes))
+
+
+def otherwise(model: nn.Module, observed: Observed) -> tuple[Recording | None, frozenset[str]]:
+    """One run on numbers that the examples do not have, and the classes that read another module's parameter in it."""
+    notes = _Notes()
+    recording = record_of_ones(model, SCENARIOS[0], POINTS[0], observed.twins, lambda: _noting(notes))
+    return recording, frozenset(notes.readers.values())
 
 
 @contextmanager

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from transformers.modeling_utils import AttentionInterface
 
-from peftc.trace.feeds import Point, parameters
+from peftc.trace.feeds import FAILURES, Point, feed, is_paired, parameters
 from peftc.trace.inputs import Scenario, inputs
-from peftc.trace.meta import answered, nothing_padded, patched, shapes_only, values_as_zeros
+from peftc.trace.meta import LARGEST, answered, nothing_padded, numbers, patched, real_copy, shapes_only, values_as
 from peftc.trace.nested import tensors_in
 from peftc.trace.probes import SDPA
 from peftc.trace.repeats import Twins
@@ -84,8 +84,38 @@ def _run(
     return recording
 
 
+def record_of_ones(
+    model: nn.Module, scenario: Scenario, point: Point, twins: Twins, beside: Callable[[], AbstractContextManager[None]]
+) -> Recording | None:
+    """A run in which each number that is read out of a tensor is one, not zero; None where the model cannot do that."""
+    recording = Recording()
+    try:
+        with torch.no_grad(), unchanged(model):
+            given = inputs(model, scenario, point, lambda: _watching(Recording(), twins, scenario.mask))
+            with _watching(recording, twins, scenario.mask, number=1), beside():
+                model(**given or {})
+    except FAILURES:
+        return None
+    return recording
+
+
+def record_really(model: nn.Module, point: Point) -> Mapping[str, Recorded]:
+    """Path -> the call of each module in one run of a copy that has numbers; nothing where that cannot be run."""
+    if sum(p.numel() for p in model.parameters()) > LARGEST:
+        return {}
+    recording, device, real = Recording(), torch.device("cpu"), real_copy(model, numbers)
+    ids = torch.zeros((point.batch, point.length), dtype=torch.long, device=device)
+    given = feed(model).made(point, device, mask=True) | ({"decoder_input_ids": ids} if is_paired(model) else {})
+    try:
+        with torch.no_grad(), _watching(recording, {}, padded=True):
+            real(**given)
+    except FAILURES:
+        return {}
+    return {path: recording.calls[m] for path, m in real.named_modules() if m in recording.calls}
+
+
 @contextmanager
-def _watching(recording: Recording, twins: Twins, padded: bool) -> Iterator[None]:
+def _watching(recording: Recording, twins: Twins, padded: bool, number: int = 0) -> Iterator[None]:
     """What a model that runs inside the block does goes into the recording."""
     call, stack = nn.Module.__call__, []
     returned: dict[Any, Any] = {}
@@ -127,7 +157,7 @@ def _watching(recording: Recording, twins: Twins, padded: bool) -> Iterator[None
         return find(*args, **kwargs)
 
     with ExitStack() as patches:
-        for context in (shapes_only(), values_as_zeros(), nullcontext() if padded else nothing_padded()):
+        for context in (shapes_only(), values_as(number), nullcontext() if padded else nothing_padded()):
             patches.enter_context(context)
         patches.enter_context(patched(nn.Module, "__call__", recorded))
         patches.enter_context(patched(nn.functional, "scaled_dot_product_attention", attends))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,12 +9,13 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from peftc.graph.branches import LiftedFloat, LiftedInt, LiftedStr, given
 from peftc.graph.sites import Attention, Layer, Site, Unit, within
+from peftc.trace.apart import Apart
 from peftc.trace.attention import attention_sites
 from peftc.trace.blocks import block_sites, feed_sites, other_sites
 from peftc.trace.causal import LooksBack
 from peftc.trace.elsewhere import Elsewhere
+from peftc.trace.fingerprint import fingerprint
 from peftc.trace.mixing import caches
 from peftc.trace.observed import Call, Observed
 from peftc.trace.probes import Session
@@ -39,12 +39,12 @@ def layers(
     inner = {path: unit for unit in units.of(attention, {}) for path in unit.paths}
     outer = {path: unit for unit in units.of(blocks, inner) for path in unit.paths}
     feeds = units.feeding({path: outer[path] for path in attending if path in outer})
-    found = []
+    found, apart = [], Apart(model, observed)
     for paths, tower in zip(towers, tower_names(towers, outer), strict=True):
         for index, path in enumerate(paths):
             within = tuple((p, u) for p, u in inner.items() if p.startswith(f"{path}."))
             whole = ((path, outer[path]),) if path in outer else ()
-            own = (*within, *whole, *feeds.get(path, ()))
+            own = tuple(part for pair in (*within, *whole) for part in apart.of(*pair)) + feeds.get(path, ())
             found.append(Layer(tower, index, path, own, units.attends(path) or any(map(_has_attention, own))))
     return tuple(found), units.untraced
 
@@ -166,25 +166,3 @@ def _joined(units: Sequence[Unit]) -> list[Unit]:
     for unit in units:
         groups.setdefault((unit.base, unit.fingerprint, unit.sites), []).append(unit)
     return [replace(same[0], paths=tuple(p for u in same for p in u.paths)) for same in groups.values()]
-
-
-def fingerprint(graph: fx.Graph) -> str:
-    """A hash of what a graph computes: operations and arguments, values read from attributes by their source."""
-    order = {node: i for i, node in enumerate(graph.nodes)}
-
-    def text(value: Any) -> str:
-        if isinstance(value, fx.Node):
-            return f"%{order[value]}"
-        if isinstance(value, (LiftedInt, LiftedFloat, LiftedStr)):
-            return value.source
-        if isinstance(value, (tuple, list)):
-            return f"[{','.join(map(text, value))}]"
-        if isinstance(value, dict):
-            return f"{{{','.join(f'{k}:{text(v)}' for k, v in value.items())}}}"
-        if isinstance(value, slice):
-            return f"slice{text([value.start, value.stop, value.step])}"
-        qualified = getattr(value, "__qualname__", None)
-        return repr(value) if qualified is None else f"{value.__module__}.{qualified}"
-
-    rows = (f"{n.op} {text(n.target)} {text(n.args)} {text(given(n))} {n.meta.get('guard', ())}" for n in graph.nodes)
-    return hashlib.sha256("\n".join(rows).encode()).hexdigest()

@@ -112,9 +112,9 @@ def answered(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], c
 
 
 def _of_real_copy(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], call: Callable[..., Any]) -> Any:
-    real = real_copy(module, _numbers)
+    real = real_copy(module, numbers)
     with torch.no_grad(), torch.device("cpu"):
-        answer = call(real, *_each(_numbers, args), **_each(_numbers, kwargs))
+        answer = call(real, *_each(numbers, args), **_each(numbers, kwargs))
     behind = [t for t in (*tensors_in((args, kwargs)), *module.parameters()) if t.requires_grad]
     return _each(lambda tensor: _made_from(tensor.to("meta"), behind), answer)
 
@@ -135,7 +135,7 @@ def _made_from(tensor: torch.Tensor, sources: list[torch.Tensor]) -> torch.Tenso
 _each = partial(tree_map_only, torch.Tensor)
 
 
-def _numbers(tensor: torch.Tensor) -> torch.Tensor:
+def numbers(tensor: torch.Tensor) -> torch.Tensor:
     """A real tensor of the same shape: random where it holds fractions, zeros elsewhere."""
     made = torch.zeros(tensor.shape, dtype=tensor.dtype, device="cpu")
     return made.normal_(generator=torch.Generator().manual_seed(0)) if tensor.is_floating_point() else made

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import fx, nn
+from torch import nn
 from transformers import PreTrainedModel
 
-from peftc.graph.branches import base_forward
 from peftc.graph.sites import Embedding, Layer, Projection, Site, Unit, around, within
+from peftc.trace.alone import NODE, alone
 from peftc.trace.called import Called, called
 from peftc.trace.causal import LooksBack
 from peftc.trace.feeds import POINTS
-from peftc.trace.layers import fingerprint
 from peftc.trace.mapped import is_transposed
 from peftc.trace.observed import Observed
 
 Instances = tuple[tuple[str, Unit], ...]
 Single = Projection | Embedding
-NODE = base_forward.__name__
 
 
 def singles(
@@ -46,13 +43,13 @@ def singles(
     for name, layer in ((name, layer) for name, layer in owners.items() if name not in fixed):
         if layer is None:
             site = _outside(modules[name], "embedding" if name in tables else name, turned.get(like[name]))
-            outside.append((name, _unit(model, [name], site)))
+            outside.append((name, alone(model, [name], site)))
             continue
         says, call = [site.causal for site in _sites(layer, layers)], seen.calls[like[name]]
         causal = any(says) if says else looks_back(name)
         site = _inside(modules[name], _name_in(layer, name), causal, bool(turned[like[name]]), *call)
         groups.setdefault((type(modules[name]), site), []).append(name)
-    units = [_unit(model, names, site) for (_, site), names in groups.items()]
+    units = [alone(model, names, site) for (_, site), names in groups.items()]
     return (*outside, *((path, unit) for unit in units for path in unit.paths)), fixed
 
 
@@ -67,19 +64,6 @@ def _alone(model: nn.Module, layers: Sequence[Layer]) -> list[str]:
 def _has_matrix(module: nn.Module) -> bool:
     weight = getattr(module, "weight", None)
     return not any(True for _ in module.children()) and isinstance(weight, nn.Parameter) and weight.dim() == 2
-
-
-def _unit(model: nn.Module, paths: Sequence[str], site: Single) -> Unit:
-    """A unit whose graph is a call of its base's forward."""
-    module = model.get_submodule(paths[0])
-    graph = fx.Graph()
-    parameter = list(inspect.signature(type(module).forward).parameters)[1]
-    given = graph.placeholder(parameter)
-    given.meta.update(names=[parameter], guard=())
-    node = graph.call_function(base_forward, (given,))
-    node.meta.update(names=[], guard=())
-    graph.output(node)
-    return Unit(type(module).__name__, type(module), graph, (site,), tuple(paths), fingerprint=fingerprint(graph))
 
 
 def _tables(model: nn.Module, ran: Mapping[str, nn.Module]) -> set[str]:

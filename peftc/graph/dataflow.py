@@ -209,6 +209,8 @@ def features(way: list[fx.Node], width: int) -> Features | None:
     tensors = {node: places for node, places in held.items() if isinstance(places, torch.Tensor)}
     read = {n for node in way if node not in held for n in sources(node)}
     final = set[int]().union(*(_arrived(p, width) for n, p in tensors.items() if n in read or n is end))
+    if not final:
+        return Features(end, ())
     first = [node for node, places in tensors.items() if final <= _arrived(places, width)]
     closest = min(first, key=lambda node: len(_arrived(tensors[node], width)), default=head)
     return _laid_out(closest, tensors[closest], shape)

@@ -199,7 +199,7 @@ def _part(view: View, argument: fx.Node) -> Projection | None:
     nearest = [node for node in nearest if view.is_linear(node)]
     ways = [dataflow.between(view.flow, n, argument, but=[m for m in nearest if m is not n]) for n in nearest]
     parts = [projection(view, linear, way) for linear, way in zip(nearest, ways, strict=True)]
-    return max(parts, key=lambda part: part.outputs, default=None)
+    return max((part for part in parts if part.outputs), key=lambda part: part.outputs, default=None)
 
 
 def _has_linears(view: View, node: fx.Node) -> bool:

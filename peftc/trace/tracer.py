@@ -19,9 +19,11 @@ from peftc.trace.absent import absent
 from peftc.trace.constants import axis_read, constant, is_cut, is_none
 from peftc.trace.extras import each_once, reads, wanted
 from peftc.trace.frames import caller, note_names, source_key
+from peftc.trace.live import Live, State
 from peftc.trace.remembered import Remembered
 from peftc.trace.state import held, is_stacked, restored
 from peftc.trace.values import (
+    EMPTY,
     EXTRA,
     Answer,
     Argument,
@@ -55,6 +57,7 @@ class Tracer(fx.proxy.TracerBase):
         self.remembered, self.known = remembered or Remembered(), known or Known()
         self.paths = {module: path for path, module in unit.named_modules()}
         self.kept: set[str] = set()
+        self.live = Live()
         self.paused = 0
         self.module_stack = OrderedDict()
         self.scope = fx.proxy.Scope("", None)
@@ -75,6 +78,7 @@ class Tracer(fx.proxy.TracerBase):
                 keywords[argument.name] = value
             else:
                 positional.append(value)
+        given = self.live.state()
         keywords |= self._read(keywords.get(EXTRA), reads(type(self.unit).forward))
         result = type(self.unit).forward(self.unit, *positional, **keywords)
         note_names(sys._getframe(), Tracer.trace.__code__)
@@ -84,11 +88,13 @@ class Tracer(fx.proxy.TracerBase):
         if isinstance(result, tuple) and type(result) not in (tuple, Value):
             fail(f"it returns a {type(result).__name__}")
         output.meta.update(key=("output",), names=[])
+        self.live.restore(given)
         return self.graph
 
     def _placeholder(self, argument: Argument) -> Value:
         node = self.graph.placeholder(argument.name)
         node.meta.update(value=argument.points, key=("placeholder", argument.name), scope=())
+        self.live.note(node)
         node.meta["names"] = [argument.name]
         return Value(node, self)
 
@@ -123,6 +129,7 @@ class Tracer(fx.proxy.TracerBase):
             return fixed[0]
         node = self.graph.create_node(kind, target, lowered, keywords)
         node.meta.update(value=points, key=key, names=[], grad=torch.is_grad_enabled())
+        self.live.note(node)
         node.meta["absent"] = absent(caller(frame), keywords, self.paths)
         note_names(frame, Tracer.trace.__code__)
         value = Value(node, self)
@@ -144,13 +151,20 @@ class Tracer(fx.proxy.TracerBase):
             self.paused -= 1
 
     def _evaluate(self, kind: str, target: Any, args: Any, kwargs: Any) -> tuple[Point, Point]:
+        held = self.live.held(target, args, kwargs)
+
         def compute() -> tuple[Point, Point]:
-            first, second = (evaluate(self.unit, kind, target, args, kwargs, point) for point in (0, 1))
+            own = held or (EMPTY, EMPTY)
+            first, second = (evaluate(self.unit, kind, target, args, kwargs, point, own[point]) for point in (0, 1))
             return first, second
 
         self.paused += 1
         try:
-            return self.remembered.points(kind, target, args, kwargs, compute)
+            if held is None:
+                return self.remembered.points(kind, target, args, kwargs, compute)
+            points = compute()
+            self.live.left(held)
+            return points
         except (AttributeError, TypeError) as error:
             keys = frozenset(node.meta["key"] for node in inputs((args, kwargs)) if is_none(node))
             raise (Learnt(Known(missing=keys), error) if keys else error) from error
@@ -181,7 +195,7 @@ class Tracer(fx.proxy.TracerBase):
 
     def _inlined(self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The module's own forward, between markers; a call after all where it cannot be traced."""
-        mark = self.create_proxy("call_function", enter, (path, args, kwargs), {})
+        mark, state = self.create_proxy("call_function", enter, (path, args, kwargs), {}), self.live.state()
         forward, before = type(module).forward, held(module)
         try:
             more = self._read(kwargs.get(EXTRA), wanted(forward, args, kwargs))
@@ -195,8 +209,7 @@ class Tracer(fx.proxy.TracerBase):
             raise
         except UNTRACEABLE:
             restored(module, before)
-            self.kept.add(path)
-            self._erase_from(mark.node)
+            self._give_up(path, mark.node, state)
             return self.create_proxy("call_module", path, args, kwargs)
         return result
 
@@ -207,14 +220,13 @@ class Tracer(fx.proxy.TracerBase):
         path = ".".join(filter(None, (self.paths[module], name)))
         if path in self.known.calls:
             return self.create_proxy("call_method", name, (module, *args), kwargs)
-        mark = self.create_proxy("call_function", enter, (path, args, kwargs), {})
+        mark, state = self.create_proxy("call_function", enter, (path, args, kwargs), {}), self.live.state()
         try:
             result = function(module, *args, **kwargs)
         except Learnt:
             raise
         except UNTRACEABLE:
-            self.kept.add(path)
-            self._erase_from(mark.node)
+            self._give_up(path, mark.node, state)
             return self.create_proxy("call_method", name, (module, *args), kwargs)
         if any(type(r) is Value for r in (result if isinstance(result, tuple) else (result,))):
             self.create_proxy("call_function", leave, (path, result), {})
@@ -222,8 +234,10 @@ class Tracer(fx.proxy.TracerBase):
             self.graph.erase_node(mark.node)
         return result
 
-    def _erase_from(self, mark: fx.Node) -> None:
-        """Forget a node and all that came after it."""
+    def _give_up(self, path: str, mark: fx.Node, state: State) -> None:
+        """What is at a path stays a call: forget its mark, all that came after it, and what that has changed."""
+        self.kept.add(path)
+        self.live.restore(state)
         for node in reversed(list(self.graph.nodes)):
             self.graph.erase_node(node)
             if node is mark:

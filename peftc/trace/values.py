@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NoReturn, Protocol, TypeVar
 
 import torch
@@ -19,6 +20,7 @@ from peftc.trace.meta import values_as, values_as_zeros
 EXTRA = "**"  # the key under which the unit's own **kwargs travel through a call
 Point = Any
 Answer = TypeVar("Answer")
+EMPTY: Mapping[fx.Node, Any] = MappingProxyType({})
 PLAIN = (torch.Tensor, int, float, str, bool, type(None), torch.dtype, torch.device, torch.finfo, torch.iinfo)
 
 
@@ -128,13 +130,15 @@ def fail(reason: str) -> NoReturn:
     raise TraceFailure(reason)
 
 
-def evaluate(unit: nn.Module, kind: str, target: Any, args: Any, kwargs: Any, point: int) -> Point:
-    """What a node computes at one of the two points."""
+def evaluate(
+    unit: nn.Module, kind: str, target: Any, args: Any, kwargs: Any, point: int, held: Mapping[fx.Node, Any] = EMPTY
+) -> Point:
+    """What a node computes at one of the two points: on copies of what it may change, but for those `held`."""
 
     def concrete(a: Any) -> Any:
         if isinstance(a, fx.Node):
-            value = a.meta["value"][point]
-            return value if is_plain(value) else copy.deepcopy(value)
+            value = held.get(a, a.meta["value"][point])
+            return value if a in held or is_plain(value) else copy.deepcopy(value)
         return unit.get_submodule(a.path) if isinstance(a, SelfReference) else _number(a)
 
     values = tuple(map_aggregate(x, concrete) for x in args)

@@ -56,10 +56,30 @@ class Interface(nn.Module):
         self.q_proj, self.k_proj, self.v_proj = (nn.Linear(8, 8) for _ in range(3))
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (p(x).unflatten(-1, (2, 4)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (p.unflatten(-1, (2, 4)).transpose(1, 2) for p in (self.q_proj(x), self.keys(x), self.v_proj(x)))
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         out: Tensor = attend(self, attention_mask=None, value=v, key=k, query=q, scaling=0.5)[0]
         return out
+
+    def keys(self, x: Tensor) -> Tensor:
+        made: Tensor = self.k_proj(x)
+        return made
+
+
+class Partial(Interface):
+    """Keys beside a part of something else that has no width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rotated = nn.Linear(8, 16)
+
+    def keys(self, x: Tensor) -> Tensor:
+        return torch.cat([self.k_proj(x), self.rotated(x)[..., 16:]], -1)
+
+
+def test_a_part_without_features_is_no_source() -> None:
+    sites = {site.name: site for site in attention_sites(seen(Partial(), 8))}
+    assert isinstance(sites["k"], Projection) and sites["k"].module == "k_proj"
 
 
 def test_an_interface_that_is_called_by_names() -> None:

@@ -66,6 +66,19 @@ def block_sites(view: View, inner: Mapping[str, tuple[View, list[Site]]], own: l
     return [*found, *(replace(s, causal=causal, mask=mask) for s in _feed_forward(view, taken, attends))]
 
 
+def with_output(view: View, own: list[Site]) -> list[Site]:
+    """The sites of an attention, and its output where it adds that to what it was given itself."""
+    found: list[Site] = []
+    for site in own:
+        if not isinstance(site, Attention):
+            continue
+        start, x = find(view.graph, site.node), find(view.graph, site.input)
+        output = _sublayer(view, start, x, set(), f"{site.name}_output")
+        if output and output.residual and find(view.graph, output.residual).op == "placeholder":
+            found.append(replace(output, causal=site.causal, mask=site.mask))
+    return [*own, *found]
+
+
 def other_sites(view: View, kept: frozenset[str]) -> list[Site]:
     """The feed-forward of a block that does not attend, beside what mixes positions by way of a cache.
 

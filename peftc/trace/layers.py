@@ -12,7 +12,7 @@ from torch import fx, nn
 from peftc.graph.sites import Attention, Layer, Site, Unit, within
 from peftc.trace.apart import Apart
 from peftc.trace.attention import attention_sites
-from peftc.trace.blocks import block_sites, feed_sites, other_sites
+from peftc.trace.blocks import block_sites, feed_sites, other_sites, with_output
 from peftc.trace.causal import LooksBack
 from peftc.trace.elsewhere import Elsewhere
 from peftc.trace.fingerprint import fingerprint
@@ -124,7 +124,7 @@ class _Units:
     def _sites(self, path: str, view: View, inner: Mapping[str, Unit]) -> list[Site]:
         """The sites of an attention, of a block that attends, of one between such blocks, or of any block without."""
         if view.module in self.leaves:
-            return attention_sites(view)
+            return with_output(view, attention_sites(view))
         if self.attending and not self.attends(path):
             return other_sites(view, caches(self.observed.calls(view.module)))
         own = attention_sites(view)

@@ -11,7 +11,9 @@ from peftc.graph.sites import Projection, Sublayer
 from peftc.methods.adapter import Adapter
 from peftc.methods.gate import Gate
 from peftc.methods.lora import LoRA
-from tests.trace.seen import sites
+from peftc.trace.attention import attention_sites
+from peftc.trace.blocks import with_output
+from tests.trace.seen import seen, sites
 
 WIDTH = 8
 
@@ -322,3 +324,21 @@ def test_streams_that_are_mixed_are_the_residual() -> None:
     ffn = sites(Streams(), WIDTH)["ffn"]
     assert isinstance(ffn, Sublayer)
     assert (ffn.output, ffn.residual, ffn.sum) == ("mul", "matmul", "add")
+
+
+class Adding(nn.Module):
+    """An attention that adds what it reads to what it makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.norm = Attending(), nn.LayerNorm(WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.norm(x + self.attention(x))
+        return made
+
+
+def test_an_attention_that_adds_its_residual_itself_has_an_output() -> None:
+    view = seen(Adding(), WIDTH)
+    output = next(site for site in with_output(view, attention_sites(view)) if isinstance(site, Sublayer))
+    assert (output.name, output.residual, output.norm) == ("attention_output", "x", "norm")

@@ -7,13 +7,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import torch
 from torch import fx
 
 from peftc.graph.branches import choose, enter, inputs, leave, lookup
+from peftc.graph.dataflow import is_move
 from peftc.rewrite.passes import copied
 from peftc.rewrite.program import Body, Program
 
 IDLE = (getattr, operator.getitem, choose, lookup, enter, leave)
+COUNTS = ("_operator", "math")  # what they make of numbers is a number, and nothing else
+FACTS = (int, float, torch.Size, torch.dtype, torch.device)
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,10 @@ def _extents(graph: fx.Graph) -> Iterator[Extent]:
 
 
 def _fold(graph: fx.Graph, extent: Extent, before: dict[str, fx.Node]) -> None:
-    """Put the module's call back, where nothing inside changed and nothing but its result is used outside."""
+    """Put the module's call back, where nothing inside changed and nothing but its result is used outside.
+
+    One that only hands its input back, and does nothing else, is no call.
+    """
     replaced = _replaced(before[extent.start.name].args[1:], extent.start.args[1:])
     if not all(_unchanged(node, before, replaced) for node in extent.inside):
         return
@@ -80,6 +87,8 @@ def _fold(graph: fx.Graph, extent: Extent, before: dict[str, fx.Node]) -> None:
     names = {n.name for n in extent.inside}
     given = [n.name for n in inputs(result)]
     outside = [n for n in extent.inside if any(u.name not in names and u is not extent.end for u in n.users)]
+    if not outside and all(map(_is_idle, extent.inside)):
+        return
     items = list(result) if isinstance(result, (tuple, list)) else [result]
     if any(n.name not in given for n in outside) or not all(i is None or isinstance(i, fx.Node) for i in items):
         return
@@ -135,16 +144,34 @@ def _unchanged(node: fx.Node, before: dict[str, fx.Node], replaced: dict[str, st
 
 
 def without_idle(graph: fx.Graph) -> None:
-    """Drop the markers, and reads that nothing reads."""
+    """Drop the markers, and what has no effect and no reader."""
+    asked: set[object] = set()
     for node in reversed(list(graph.nodes)):
-        if not node.users and (node.target in IDLE or _is_idle_read(node)):
+        if not node.users and node not in asked and _is_idle(node):
             graph.erase_node(node)
+        else:
+            asked.update(guard.condition for guard in node.meta.get("guard", ()))
 
 
-def _is_idle_read(node: fx.Node) -> bool:
-    """A question to a cache whose answer, a number, is not used."""
+def _is_idle(node: fx.Node) -> bool:
+    """Whether a node does nothing for who does not read it: a marker, a view of a tensor, a question, a number."""
+    if node.target in IDLE or _is_question(node):
+        return True
+    of_tensor = bool(node.args) and isinstance(_example(node.args[0]), torch.Tensor)
+    if of_tensor and is_move(node):
+        return True
+    counts = getattr(node.target, "__module__", "") in COUNTS or (node.op == "call_method" and of_tensor)
+    return counts and isinstance(_example(node), FACTS)
+
+
+def _is_question(node: fx.Node) -> bool:
+    """A question to a cache whose answer is a number."""
     asked = node.op == "call_method" and str(node.target).startswith("get")
     return asked and isinstance(node.meta.get("value", ("",))[0], int | None)
+
+
+def _example(value: object) -> object:
+    return value.meta.get("value", (None,))[0] if isinstance(value, fx.Node) else value
 
 
 def _sink(graph: fx.Graph, additions: set[str]) -> None:

@@ -137,7 +137,7 @@ class Editor:
         x = self._at_level(site, SCALE)
         if site.dims:
             back = tuple(site.order.index(axis) for axis in range(len(site.order)))
-            x = self._insert("call_method", "permute", (x, back))
+            x = joints.permuted(self, x, back)
             x = self._insert("call_method", "flatten", (x, -len(site.dims)))
         self._change(site, SCALE, self._shaped(site, self._scaled(x, call, gate)))
 
@@ -215,7 +215,7 @@ class Editor:
         if not isinstance(site, Projection) or not site.dims:
             return delta
         apart = self._insert("call_method", "unflatten", (delta, -1, site.dims))
-        return self._insert("call_method", "permute", (apart, site.order))
+        return joints.permuted(self, apart, site.order)
 
     def _scaled(self, x: fx.Node, call: ModuleCall, gate: fx.Node | None) -> fx.Node:
         return self.call(call, *_present(x, gate))

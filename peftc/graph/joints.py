@@ -13,7 +13,7 @@ from torch.fx.node import Argument, Target
 from peftc import modules
 from peftc.graph import dataflow, slots
 from peftc.graph.branches import end_of
-from peftc.graph.sites import PLAIN, TURNED, Attention, Copied, Windowed, Written
+from peftc.graph.sites import TURNED, Attention, Copied, Windowed, Written
 
 if TYPE_CHECKING:
     from peftc.graph.editor import Editor
@@ -91,9 +91,9 @@ def _join_products(edit: Editor, site: Attention, written: Written, tables: fx.N
     for mask in map(edit.node, written.masks):
         _widen(edit, mask, tables)
     order, along = written.value_order, written.value_order.index(2)
-    states = _permuted(edit, value, _inverse(order), total)
+    states = permuted(edit, value, _inverse(order), total)
     own = edit.insert("call_function", modules.prefix_like, (value_table, states, written.heads, *_given(gate)), total)
-    learnt = _permuted(edit, own, order, total)
+    learnt = permuted(edit, own, order, total)
     longer = edit.insert("call_function", torch.cat, ((learnt, value), along - len(order)), total)
     _instead(edit, total, value, longer, "value")
 
@@ -118,9 +118,9 @@ def _scores(edit: Editor, written: Written, table: fx.Node, gate: fx.Node | None
     if written.key_order == TURNED:
         keys = edit.apply("prefix_like", table, key, written.heads, *_given(gate), turned=True)
     else:
-        states = _permuted(edit, key, _inverse(written.key_order))
+        states = permuted(edit, key, _inverse(written.key_order))
         own = edit.apply("prefix_like", table, states, written.heads, *_given(gate))
-        keys = _permuted(edit, own, written.key_order)
+        keys = permuted(edit, own, written.key_order)
     for scale in map(edit.node, written.scales):
         source = dataflow.scaled(scale)
         assert source is not None
@@ -151,8 +151,9 @@ def _own_bias(edit: Editor, node: fx.Node, step: Copied) -> fx.Node:
     return own
 
 
-def _permuted(edit: Editor, node: fx.Node, order: tuple[int, ...], before: fx.Node | None = None) -> fx.Node:
-    return node if order == PLAIN else edit.insert("call_method", "permute", (node, *order), before)
+def permuted(edit: Editor, node: fx.Node, order: tuple[int, ...], before: fx.Node | None = None) -> fx.Node:
+    """A tensor with its axes in this order: itself where that is the one it has."""
+    return node if order == tuple(range(len(order))) else edit.insert("call_method", "permute", (node, *order), before)
 
 
 def _inverse(order: tuple[int, ...]) -> tuple[int, ...]:

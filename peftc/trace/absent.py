@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import linecache
 from collections.abc import Iterator, Mapping
 from functools import cache
 from types import CodeType, FrameType
@@ -12,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from peftc.graph.branches import attribute
+from peftc.trace.source import expression
 
 
 def absent(frame: FrameType, keywords: Mapping[str, Any], paths: Mapping[nn.Module, str]) -> dict[str, str]:
@@ -29,7 +29,7 @@ def absent(frame: FrameType, keywords: Mapping[str, Any], paths: Mapping[nn.Modu
 @cache
 def _read(code: CodeType, instruction: int) -> tuple[tuple[str, str, str], ...]:
     """(keyword, variable, attributes) for each keyword of the call at an instruction that is a variable's attribute."""
-    call = _call(code, instruction)
+    call = expression(code, instruction)
     return tuple(_attributes(call)) if isinstance(call, ast.Call) else ()
 
 
@@ -38,19 +38,3 @@ def _attributes(call: ast.Call) -> Iterator[tuple[str, str, str]]:
         owner, _, chain = ast.unparse(keyword.value).partition(".")
         if keyword.arg and isinstance(keyword.value, ast.Attribute) and owner.isidentifier():
             yield keyword.arg, owner, chain
-
-
-def _call(code: CodeType, instruction: int) -> ast.expr | None:
-    """The expression that an instruction ends, from the lines of its file."""
-    line, end, column, last = list(code.co_positions())[instruction // 2]
-    if line is None or end is None:
-        return None
-    text = [row.encode() for row in linecache.getlines(code.co_filename)[line - 1 : end]]
-    if not text:
-        return None
-    text[-1] = text[-1][:last]
-    text[0] = text[0][column:]
-    try:
-        return ast.parse(b"".join(text), mode="eval").body
-    except SyntaxError:
-        return None

@@ -93,7 +93,8 @@ class _Units:
                 alike = [members] if first == last else [[p] for p in members]
                 found += [self._unit(same, self._tracer(same[0]).graph(), inner) for same in alike]
             except TraceFailure as failure:
-                self.untraced.update(dict.fromkeys(members, str(failure)))
+                name = type(self.model.get_submodule(members[0])).__name__
+                self.untraced.update(dict.fromkeys(members, f"{name}: {failure}"))
         return _joined(found)
 
     def feeding(self, attending: Mapping[str, Unit]) -> Mapping[str, tuple[tuple[str, Unit], ...]]:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import fx
 
 from peftc.graph.branches import Guard, assume, choose, moved
+from peftc.trace.source import told
 from peftc.trace.values import fail
 from peftc.trace.ways import outcomes
 
@@ -73,7 +74,7 @@ class _Merger:
         copy = self._copy(node, table, _mapped(node.args, table), _mapped(node.kwargs, table))
         if node.op != "placeholder" and not self._is_size(node):
             if self.condition is None:
-                fail(f"{node} is computed in some calls only, and nothing says in which")
+                fail(f"{told(node)} is computed in some calls only, and nothing says in which")
             copy.meta["guard"] = (Guard(self.condition, branch), *copy.meta["guard"])
         table[node] = copy
 
@@ -166,7 +167,7 @@ class _Merger:
 
     def _choice(self, a: Any, b: Any) -> fx.Node:
         if self.condition is None:
-            fail(f"{a} in some calls is {b} in others, and nothing says in which")
+            fail(f"what is {told(a)} in some calls is {told(b)} in others, and nothing says in which")
         nodes: list[fx.Node] = list(self.graph.nodes)
         for node in nodes:
             if node.target is choose and node.args == (self.condition, a, b):

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.distributions import Distribution
 from torch.fx.experimental import _config
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 from transformers import masking_utils
 from transformers.integrations import moe
@@ -19,6 +20,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from peftc.trace.nested import tensors_in
 
+TENSOR = torch.tensor
 READS = ("item", "__bool__", "__int__", "__float__", "__index__", "__format__")
 
 LARGEST = 250_000_000  # numbers in a module that is made real to see what it returns
@@ -49,6 +51,15 @@ def shapes_only() -> Iterator[None]:
         stack.enter_context(patched(moe, "_can_use_grouped_mm", lambda *tensors: False))
         stack.enter_context(patched(PreTrainedModel, "warn_if_padding_and_no_attention_mask", lambda *given: None))
         yield
+
+
+class SingleNumbers(TorchFunctionMode):
+    """A tensor that a forward makes of one number, naming no device, holds it: it is none of the meta device's."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = dict(kwargs or {})
+        single = func is TENSOR and len(args) == 1 and isinstance(args[0], int | float)
+        return func(*args, **({"device": "cpu"} if single else {}) | given)
 
 
 @contextmanager

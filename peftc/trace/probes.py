@@ -18,12 +18,13 @@ from transformers.modeling_utils import AttentionInterface
 
 from peftc.graph.branches import LiftedFloat, LiftedInt, LiftedStr, attribute, lookup
 from peftc.trace.frames import is_user
-from peftc.trace.meta import answered, patched, shapes_only
+from peftc.trace.meta import SingleNumbers, answered, patched, shapes_only
 from peftc.trace.tracer import Tracer
 from peftc.trace.values import Value
 
 FACTORIES = ("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "tensor", "zeros")
 UNDISPATCHED = (*FACTORIES, "finfo", "where")  # torch does not hand these on to an argument that is a proxy
+CRASHING = ("clamp", "clip")  # of a number and a proxy as their bounds, torch's reading of arguments crashes
 SDPA = nn.functional.scaled_dot_product_attention
 
 
@@ -48,8 +49,10 @@ class Session:
 
     @contextmanager
     def tracing(self, tracer: Tracer) -> Iterator[None]:
-        """Let `tracer` see its unit run."""
+        """Let `tracer` see its unit run, on the meta device."""
         with ExitStack() as stack:
+            stack.enter_context(torch.device("meta"))
+            stack.enter_context(SingleNumbers())
             stack.enter_context(_lifted(tracer.unit))
             for module in _source_modules(tracer.unit):
                 stack.enter_context(_leaf_functions(tracer, module))
@@ -74,7 +77,7 @@ def installed() -> Iterator[Session]:
         stack.enter_context(patched(nn.Module, "__getattr__", _module_getattr(session)))
         stack.enter_context(patched(AttentionInterface, "get_interface", _get_interface(session)))
         stack.enter_context(patched(torch.autograd.Function, "apply", classmethod(_function_apply(session))))
-        for name in UNDISPATCHED:
+        for name in (*UNDISPATCHED, *CRASHING):
             stack.enter_context(patched(torch, name, _factory(session, getattr(torch, name))))
         yield session
 

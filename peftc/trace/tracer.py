@@ -21,6 +21,7 @@ from peftc.trace.extras import each_once, reads, wanted
 from peftc.trace.frames import caller, note_names, source_key
 from peftc.trace.live import Live, State
 from peftc.trace.remembered import Remembered
+from peftc.trace.source import told
 from peftc.trace.state import held, is_stacked, restored
 from peftc.trace.values import (
     EMPTY,
@@ -130,7 +131,8 @@ class Tracer(fx.proxy.TracerBase):
         node = self.graph.create_node(kind, target, lowered, keywords)
         node.meta.update(value=points, key=key, names=[], grad=torch.is_grad_enabled())
         self.live.note(node)
-        node.meta["absent"] = absent(caller(frame), keywords, self.paths)
+        own = caller(frame)
+        node.meta.update(absent=absent(own, keywords, self.paths), instruction=(own.f_code, own.f_lasti))
         note_names(frame, Tracer.trace.__code__)
         value = Value(node, self)
         return self._told(value) if node.meta["key"] in self.known.missing else value
@@ -265,7 +267,7 @@ class Tracer(fx.proxy.TracerBase):
         unknown = bool(self.against) and any(isinstance(p, torch.Tensor) and p.is_meta for p in value.points)
         outcomes = {False} if unknown else {bool(p) for p in value.points}
         if len(outcomes) > 1:
-            fail(f"a branch on {value.node} that depends on the input's shape")
+            fail(f"a branch on {told(value.node)} that depends on the input's shape")
         check = self.assume(value, outcomes.pop())
         check.meta["key"] = (*check.meta["key"], value.node.meta["key"])  # one line may hold several branches
         if check.meta["key"] in self.against:
@@ -295,5 +297,5 @@ class Tracer(fx.proxy.TracerBase):
 
     def agreed(self, value: Value, answers: list[Answer]) -> Answer:
         if answers[0] != answers[1]:
-            fail(f"{value.node} is used as a constant, but changes with the input's shape")
+            fail(f"{told(value.node)} is used as a constant, but changes with the input's shape")
         return answers[0]

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from peftc.graph.branches import assume, choose
@@ -59,7 +58,7 @@ class UnitTracer:
 
     def _check_called(self) -> None:
         if not self.calls:
-            raise TraceFailure(f"{type(self.module).__name__} is never called: its model may run its forward directly")
+            raise TraceFailure("it is never called: its model may run its forward directly")
 
     def _knowing(self, found: Learnt) -> UnitTracer:
         return replace(self, known=self.known.with_(found.known), traced={})
@@ -201,16 +200,17 @@ class UnitTracer:
     def _once(
         self, call: Call, training: bool, attention: str | None = None, against: Against = frozenset()
     ) -> fx.Graph:
-        """The trace of a call: what is a number in calls of more sizes stays one."""
-        return self._made(call, training, attention, against, self._varying(call))
+        """The trace of a call: what is a number in calls that give what this one does in more sizes stays one."""
+        return self._made(call, training, attention, against, self._varying(call, training, attention, against))
 
-    def _varying(self, call: Call) -> Against:
+    def _varying(self, call: Call, training: bool, attention: str | None, against: Against) -> Against:
         """The keys of the numbers in calls that give what this one does in more sizes.
 
         Of a call beside those of the examples, those sizes too: it may read them where no other call comes.
         """
         wider = [other for other in self._distinct if varies_more(sizes_of(other), sizes_of(call))]
-        keys = {n.meta["key"] for other in wider for n in self._once(other, False).nodes if is_number(n)}
+        same = [self._once(other, training, attention, against) for other in wider]
+        keys = {n.meta["key"] for graph in same for n in graph.nodes if is_number(n)}
         further = wider if call not in self._distinct else []
         axes = {(name, i) for c in further for name, axes in sizes_of(c).items() for i, v in enumerate(axes) if v}
         return frozenset(keys | axes)
@@ -235,12 +235,12 @@ class UnitTracer:
         before = [(m, m.training) for m in self.module.modules()]
         self.module.train(training)
         try:
-            with attending_by(self.module, attention), self.session.tracing(tracer), torch.device("meta"):
+            with attending_by(self.module, attention), self.session.tracing(tracer):
                 graph = tracer.trace(arguments)
         except Learnt:
             raise
         except UNTRACEABLE as error:
-            raise TraceFailure(f"{type(self.module).__name__}: {error}") from error
+            raise TraceFailure(str(error)) from error
         finally:
             for m, mode in before:
                 m.training = mode

@@ -22,7 +22,7 @@ def seen(module: nn.Module, width: int, *, causal: bool = False, leaves: Collect
     """The module's view; its one argument x is (batch, length, width), and `leaves` stay calls."""
     module.to("meta")
     first, second = (torch.empty(*sizes, width, device="meta") for sizes in SIZES)
-    with installed() as session, torch.device("meta"):
+    with installed() as session:
         tracer = Tracer(module, frozenset(map(module.get_submodule, leaves)))
         with session.tracing(tracer):
             graph = tracer.trace([Argument("x", None, (first, second))])

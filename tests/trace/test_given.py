@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from peftc.graph.branches import Guard
 from peftc.trace.calls import Recorded
 from peftc.trace.observed import Call
 from peftc.trace.probes import installed
-from peftc.trace.units import UnitTracer
+from peftc.trace.units import EAGER, UnitTracer
 from peftc.trace.values import TraceFailure
 
 
@@ -54,7 +55,7 @@ CALLS = (call(5, 7), call(5, 7, cache=Counter()), call(1, 1, cache=Counter(), ma
 
 
 def test_a_module_that_is_never_called_is_refused() -> None:
-    with pytest.raises(TraceFailure, match="Step is never called"), installed() as session:
+    with pytest.raises(TraceFailure, match="it is never called"), installed() as session:
         UnitTracer(Step(), frozenset(), (), session).sketch()
 
 
@@ -111,3 +112,25 @@ def test_a_mask_of_the_other_kind_is_a_branch_too() -> None:
     nodes = {node.name: node for node in graph.nodes}
     assert nodes["masked_fill"].meta["guard"] == (Guard(nodes["eq"], True),)
     assert nodes["add"].meta["guard"] == (Guard(nodes["eq"], False),)
+
+
+class Turning(nn.Module):
+    """Asks for its length under one attention only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(_attn_implementation="sdpa")
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        if self.config._attn_implementation == "sdpa":
+            return x * mask[..., None]
+        length = x.shape[1]
+        return x.view(-1, length, 2, 2)
+
+
+def test_a_size_stays_one_under_each_attention() -> None:
+    with installed() as session:
+        graph = UnitTracer(Turning(), frozenset(), (call(5, 7), call(1, 1)), session).graph()
+    nodes = {node.name: node for node in graph.nodes}
+    assert nodes["view"].args[2] is nodes["getitem"] and nodes["getitem"].meta["names"] == ["length"]
+    assert nodes["view"].meta["guard"] == (Guard(EAGER, True),)

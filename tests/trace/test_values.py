@@ -125,3 +125,28 @@ class Splitting(nn.Module):
 
 def test_a_tuple_of_torch_is_returned_as_it_is() -> None:
     assert seen(Splitting(), 4).graph.find_nodes(op="output")
+
+
+def span(x: torch.Tensor, most: int) -> Any:
+    return torch.tensor(min(x.shape[1], most))
+
+
+class Spanning(nn.Module):
+    """Takes as many of its rows as a tensor says, and as many of its places as it has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = nn.Parameter(torch.zeros(9, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        reach = span(x, 6)
+        taken = self.rows[:reach].sum(0)
+        return x + taken * torch.clamp(x, 0, reach - 1)
+
+
+def test_a_tensor_that_is_made_of_one_number_holds_it() -> None:
+    graph = seen(Spanning(), 4).graph
+    taken = next(node for node in graph.nodes if node.name == "getitem")
+    assert [value.shape[0] for value in taken.meta["value"]] == [5, 6]
+    clamped = next(node for node in graph.nodes if node.target is torch.clamp)
+    assert [value.shape for value in clamped.meta["value"]] == [torch.Size((2, 5, 4)), torch.Size((3, 7, 4))]

@@ -1,0 +1,39 @@
+"""The model's own source behind the nodes of a trace, as its reader finds it."""
+
+from __future__ import annotations
+
+import ast
+import linecache
+from types import CodeType
+from typing import Any
+
+from torch import fx
+
+
+def expression(code: CodeType, instruction: int) -> ast.expr | None:
+    """The expression that an instruction ends, from the lines of its file."""
+    line, end, column, last = list(code.co_positions())[instruction // 2]
+    if line is None or end is None:
+        return None
+    text = [row.encode() for row in linecache.getlines(code.co_filename)[line - 1 : end]]
+    if not text:
+        return None
+    text[-1] = text[-1][:last]
+    text[0] = text[0][column:]
+    try:
+        return ast.parse(b"".join(text), mode="eval").body
+    except SyntaxError:
+        return None
+
+
+def told(value: Any) -> str:
+    """A node as the variable or the expression that it is, and where; another value as itself."""
+    if not isinstance(value, fx.Node):
+        return repr(value)
+    names = value.meta.get("names") or ([str(value.target)] if value.op in ("placeholder", "get_attr") else [])
+    if "instruction" not in value.meta:
+        return names[0] if names else value.name
+    code, instruction = value.meta["instruction"]
+    written = expression(code, instruction)
+    what = names[0] if names else ast.unparse(written) if written is not None else value.name
+    return f"{what} (line {list(code.co_positions())[instruction // 2][0]}, in {code.co_qualname})"

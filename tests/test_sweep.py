@@ -8,7 +8,7 @@ import pytest
 
 from tests.sweep import build, run, table
 from tests.sweep.__main__ import FOUND
-from tests.sweep.registry import listed, registered
+from tests.sweep.registry import listed, registered, variants
 
 NO_BIAS = {"bitfit": "none"}
 SAMPLE: dict[str, dict[str, str]] = {
@@ -18,7 +18,9 @@ SAMPLE: dict[str, dict[str, str]] = {
     "bert": {},
     "biogpt": {},
     "cohere": NO_BIAS,
+    "deberta (released)": {},
     "electra": {},
+    "falcon (alibi)": {},
     "gemma3_text": NO_BIAS,
     "gpt2": {},
     "gpt_neox": {},
@@ -34,7 +36,7 @@ SAMPLE: dict[str, dict[str, str]] = {
 
 @pytest.mark.parametrize("name", SAMPLE)
 def test_sample(name: str) -> None:
-    row = run.row(registered()[name])
+    row = run.row({**registered(), **variants()}[name])
     assert "peftc" in row, row
     found = {method: outcome for method, outcome in row["peftc"].items() if outcome["state"] != "ok"}
     assert {method: outcome["state"] for method, outcome in found.items()} == SAMPLE[name], found
@@ -53,6 +55,19 @@ def test_every_type_is_listed() -> None:
     names = [name for _, name in listed()]
     assert len(names) == len(set(names))
     assert set(registered()) <= set(names)
+
+
+def test_every_variant_is_another_config() -> None:
+    for kind in variants().values():
+        assert build.config_of(kind.name, kind.settings).to_dict() != build.config_of(kind.name, {}).to_dict(), kind
+
+
+def test_the_page_tells_variants_from_types() -> None:
+    rows = [row for row in json.loads(FOUND.read_text("utf-8")) if row["type"] == "falcon"]
+    page = table.page([*rows, {**rows[0], "type": "falcon (alibi)", "settings": {"alibi": True}}])
+    types, varied = page.partition("## Types")[2].split("## Variants")
+    assert "| falcon | decoder |" in types and "alibi" not in types
+    assert "| falcon (alibi) | decoder |" in varied and '- falcon (alibi): `{"alibi": true}`' in varied
 
 
 def test_the_page_says_what_was_found() -> None:

@@ -1,5 +1,7 @@
 """`python -m tests.sweep [TYPE or KIND …]`: sweep these, or all; update docs/coverage.json, rewrite docs/coverage.md.
 
+A type comes with its variants; `variants` are those of all types, and "falcon (alibi)" is one.
+
 With --gaps only those that are new or have a failure; with --causes nothing runs: the failures found, by their cause.
 """
 
@@ -14,25 +16,27 @@ from typing import Any
 import torch
 
 from tests.sweep import groups, run, table
-from tests.sweep.registry import TEXT, listed, registered
+from tests.sweep.registry import TEXT, Type, listed, registered, variants
 
 FOUND = Path(__file__).parents[2] / "docs" / "coverage.json"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.sweep", description=__doc__)
-    parser.add_argument("names", nargs="*", help="model types, kinds, or `text`; all if left out")
+    parser.add_argument("names", nargs="*", help="model types, kinds, `text`, `variants`; all if left out")
     parser.add_argument("--out", type=Path, default=FOUND, help="the results; the page is written beside them")
     parser.add_argument("--gaps", action="store_true", help="only types that are new or have a failure")
     parser.add_argument("--causes", action="store_true", help="run nothing: the failures found, by their cause")
     given = parser.parse_args()
     rows = {row["type"]: row for row in json.loads(given.out.read_text("utf-8"))} if given.out.is_file() else {}
     names = {kind for name in given.names for kind in (TEXT if name == "text" else (name,))}
-    chosen = [name for kind, name in listed() if not names or name in names or kind in names]
+    every = {**registered(), **variants()}
+    ordered = [*(name for _, name in listed() if name in every), *variants()]
+    chosen = [name for name in ordered if not names or names & every[name].called]
     if given.causes:
         sys.stdout.write(groups.report([rows[name] for name in chosen if name in rows]))
         return
-    _sweep([name for name in chosen if not given.gaps or gap(rows.get(name))], rows, given.out)
+    _sweep([every[name] for name in chosen if not given.gaps or gap(rows.get(name))], rows, given.out)
 
 
 def gap(row: dict[str, Any] | None) -> bool:
@@ -42,11 +46,10 @@ def gap(row: dict[str, Any] | None) -> bool:
     )
 
 
-def _sweep(names: list[str], rows: dict[str, Any], out: Path) -> None:
+def _sweep(types: list[Type], rows: dict[str, Any], out: Path) -> None:
     """Run these types; every row is written as soon as it is there."""
     torch.set_num_threads(1)
-    registry = registered()
-    for row in run.sweep(registry[name] for name in names if name in registry):
+    for row in run.sweep(types):
         rows[row["type"]] = row
         sys.stderr.write(table.brief(row) + "\n")
         out.write_text(run.text(rows[name] for name in sorted(rows)), "utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -133,7 +133,7 @@ class Unbuilt(Exception):
 def tiny(kind: Type) -> PreTrainedModel:
     """A random model of a type, eval mode, fp32.  Unbuilt with the reason where that cannot be."""
     try:
-        config = config_of(kind.name)
+        config = config_of(kind.name, kind.settings)
         build = _builder(kind)
         with torch.device("meta"):
             size = sum(p.numel() for p in build(config).parameters())
@@ -204,14 +204,15 @@ def _enliven(model: PreTrainedModel) -> None:
             p.add_(torch.randn(p.shape, generator=generator).to(p.dtype) * scale)
 
 
-def config_of(name: str) -> PreTrainedConfig:
-    """The config of a type with everything small."""
+def config_of(name: str, settings: Mapping[str, Any]) -> PreTrainedConfig:
+    """The config of a type with everything small; a variant's settings stand as they are."""
     config: PreTrainedConfig = transformers.CONFIG_MAPPING[name]()
     shrink(config)
-    return type(config).from_dict(_overridden(_settled(config.to_dict()), OVERRIDES.get(name, {})))
+    small = _overridden(_settled(config.to_dict()), OVERRIDES.get(name, {}))
+    return type(config).from_dict(_overridden(small, settings))
 
 
-def _overridden(written: dict[str, Any], by: dict[str, Any]) -> dict[str, Any]:
+def _overridden(written: dict[str, Any], by: Mapping[str, Any]) -> dict[str, Any]:
     """A written config with other values, those of its parts too."""
     parts = {k: _overridden(written[k], v) for k, v in by.items() if isinstance(v, dict) and k in written}
     return {**written, **by, **parts}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import transformers
 from transformers.models.auto import modeling_auto
+
+from tests.sweep.variants import VARIANTS
 
 TYPES = Path(__file__).with_name("types.txt")
 KINDS = (
@@ -27,12 +30,26 @@ TEXT = ("encoder-decoder", "decoder", "encoder")
 
 @dataclass(frozen=True)
 class Type:
-    """One model type: its kind, the task whose Auto class builds it (None: AutoModel), and that class's name."""
+    """One model type: its kind, the task whose Auto class builds it (None: AutoModel), and that class's name.
+
+    A variant has its config class's defaults but for its settings.
+    """
 
     name: str
     kind: str
     task: str | None
     model: str
+    variant: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} ({self.variant})" if self.variant else self.name
+
+    @property
+    def called(self) -> frozenset[str]:
+        """What a command may call it, alone or together with others."""
+        return frozenset({self.label, self.name, self.kind, *(["variants"] if self.variant else [])})
 
     @property
     def text(self) -> bool:
@@ -54,6 +71,17 @@ def registered() -> dict[str, Type]:
     for name, model in _mapping("MODEL_MAPPING_NAMES").items():
         found.setdefault(name, Type(name, "other", None, _first(model)))
     return found
+
+
+def variants() -> dict[str, Type]:
+    """Every variant of a type that released checkpoints have, by its label."""
+    types = registered()
+    found = [
+        replace(types[name], variant=variant, settings=settings)
+        for name, own in VARIANTS.items()
+        for variant, settings in own.items()
+    ]
+    return {kind.label: kind for kind in found}
 
 
 def _mapping(name: str) -> dict[str, Any]:

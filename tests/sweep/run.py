@@ -42,7 +42,7 @@ def row(kind: Type) -> Row:
     if child.is_alive():
         child.kill()
         child.join()
-    return {"type": kind.name, "kind": kind.kind, **found}
+    return {"type": kind.label, "kind": kind.kind, **({"settings": kind.settings} if kind.variant else {}), **found}
 
 
 def _received(receiver: Connection, child: Any) -> Row:

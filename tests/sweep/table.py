@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable
@@ -53,8 +54,16 @@ def page(rows: Iterable[Row]) -> str:
     """The whole page; a function of the rows alone."""
     ordered = sorted(rows, key=lambda row: (row["kind"], row["type"]))
     built = [row for row in ordered if "unbuilt" not in row]
-    sections = [HEADER, _summary(built), _table(built), _gaps(built), _peer_gaps(built), _unbuilt(ordered)]
-    return "\n".join(sections)
+    types, variants = ([row for row in built if ("settings" in row) is varies] for varies in (False, True))
+    tables = [_table("Types", types), *([_variants(variants)] if variants else [])]
+    return "\n".join([HEADER, _summary(built), *tables, _gaps(built), _peer_gaps(built), _unbuilt(ordered)])
+
+
+def _variants(rows: list[Row]) -> str:
+    """The rows that released checkpoints ask for, and what each sets."""
+    lines = [f"- {row['type']}: `{json.dumps(row['settings'])}`" for row in rows]
+    text = "What released checkpoints set, where their config class's defaults go another way through the code."
+    return "\n".join([_table("Variants", rows), text, "", *lines, ""])
 
 
 def _whole(row: Row) -> str:
@@ -80,8 +89,9 @@ def _summary(rows: list[Row]) -> str:
     names = ["all three", *METHODS.values(), *PEERS.values()]
     lines += [f"| | types | {' | '.join(names)} |", "|---|---:|" + "---:|" * len(names)]
     groups: dict[str, list[Row]] = {"text": []}
-    for row in rows:
-        groups.setdefault("text" if row["kind"] in TEXT else row["kind"], []).append(row)
+    for row in sorted(rows, key=lambda row: "settings" in row):
+        kind = "text" if row["kind"] in TEXT else row["kind"]
+        groups.setdefault("variants" if "settings" in row else kind, []).append(row)
     for label, members in groups.items():
         whole = [row for row in members if complete(row)]
         if whole:
@@ -107,9 +117,9 @@ def _share(column: list[str], everywhere: bool) -> str:
     return f"{held} of {len(possible)} ({100 * held / len(possible):.0f}%)" if possible else "–"
 
 
-def _table(rows: list[Row]) -> str:
+def _table(title: str, rows: list[Row]) -> str:
     names = [*METHODS.values(), *PEERS.values()]
-    lines = ["## Types", "", f"| type | kind | {' | '.join(names)} |", "|---|---|" + "---|" * len(names)]
+    lines = [f"## {title}", "", f"| type | kind | {' | '.join(names)} |", "|---|---|" + "---|" * len(names)]
     for row in rows:
         cells = [*(_cell(row, m) for m in METHODS), *(_peer(row, m) for m in PEERS)]
         lines.append(f"| {row['type']} | {row['kind']} | {' | '.join(cells)} |")

@@ -124,8 +124,12 @@ class UnitTracer:
     def _handed_on(self, call: Call, name: str) -> bool:
         """Whether the forward does the same without this parameter, but for handing on None instead."""
         without = tuple(replace(r, named={k: v for k, v in r.named.items() if k != name}) for r in call)
+        return all(self._unread(call, without, name, attention) for attention in self._attentions())
+
+    def _unread(self, call: Call, without: Call, name: str, attention: str | None) -> bool:
         try:
-            one, other = self._made(call, False), self._trace(arguments_of(self.module, without), False)
+            one = self._made(call, False, attention)
+            other = self._trace(arguments_of(self.module, without), False, attention)
         except UNTRACEABLE:
             return False
         condition = f"{name} is not None"

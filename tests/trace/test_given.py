@@ -134,3 +134,19 @@ def test_a_size_stays_one_under_each_attention() -> None:
     nodes = {node.name: node for node in graph.nodes}
     assert nodes["view"].args[2] is nodes["getitem"] and nodes["getitem"].meta["names"] == ["length"]
     assert nodes["view"].meta["guard"] == (Guard(EAGER, True),)
+
+
+class Hiding(Turning):
+    """Reads its mask under one attention, and hands it on under the other."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        if self.config._attn_implementation == "sdpa":
+            return masked(x, mask)
+        return x if mask is None else x + mask[..., None]
+
+
+def test_a_mask_that_one_attention_reads_is_not_handed_on() -> None:
+    with installed(lambda: True) as session:
+        graph = UnitTracer(Hiding(), frozenset(), (call(5, 7), call(5, 7, mask=None)), session).graph()
+    nodes = {node.name: node for node in graph.nodes}
+    assert Guard("mask is not None", True) in nodes["add"].meta["guard"]

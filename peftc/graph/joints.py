@@ -58,7 +58,7 @@ def _later(node: fx.Node, but: Collection[fx.Node]) -> Callable[[fx.Node], bool]
 
 def _join_call(edit: Editor, site: Attention, tables: fx.Node, gate: fx.Node | None) -> None:
     call = edit.node(site.node)
-    key = edit.keys.get(site.name) or slots.matching(call, edit.edited(site.key))
+    key = edit.keys.get(site.node) or slots.matching(call, edit.edited(site.key))
     states, causal = slots.read(call, key), slots.causal(call, site.hides)
     options: dict[str, Argument] = {"causal": causal} if causal else {}
     joined = edit.apply("with_prefix", *states, tables, *_given(gate), **options)
@@ -73,7 +73,7 @@ def _join_call(edit: Editor, site: Attention, tables: fx.Node, gate: fx.Node | N
         edit.take_over(wider, bias)
         call.update_kwarg(name, wider)
     slots.write(call, key, parts)
-    edit.keys[site.name] = parts[0]
+    edit.keys[site.node] = parts[0]
 
 
 def _join_products(edit: Editor, site: Attention, written: Written, tables: fx.Node, gate: fx.Node | None) -> None:

@@ -113,7 +113,8 @@ class Attention:
 
     key: (batch, kv_heads, length, key_width / kv_heads).  `input` is the attention's input x, of width `width`.
     `written`: it is no one call but products around a softmax, of which `node` is the last; a sentence says why
-    nothing can join it.  `hides`: without a mask, query i sees the keys 0 to i alone.
+    nothing can join it.  `hides`: without a mask, query i sees the keys 0 to i alone.  `others`: what it is in other
+    branches of the forward.
     """
 
     name: str
@@ -130,6 +131,7 @@ class Attention:
     hides: bool = False
     causal: bool = False
     mask: str | None = None
+    others: tuple[Attention, ...] = ()
 
     @property
     def label(self) -> str:

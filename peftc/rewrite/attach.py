@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import fx
 
 from peftc.graph.editor import Editor, Gating
-from peftc.graph.sites import Projection, Site, Trace
+from peftc.graph.sites import Attention, Projection, Site, Trace
 from peftc.methods.base import ModuleCall
 from peftc.plan import PlacedGate, PlacedShared, Placement, Plan
 from peftc.rewrite.passes import copied
@@ -68,8 +68,10 @@ def _edited(plan: Plan, body: Body, path: str) -> Edited:
 
 
 def _calls(site: Site) -> Iterator[Site]:
-    """The site at every call of its module."""
+    """The site at every call of its module, or in every branch."""
     yield site
+    if isinstance(site, Attention):
+        yield from site.others
     if isinstance(site, Projection):
         yield from (replace(site, node=node, output=node, again=()) for node in site.again)
 

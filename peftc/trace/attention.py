@@ -40,16 +40,26 @@ class AttentionCall:
 def attention_calls(view: View) -> list[AttentionCall]:
     """Every call of the attention interface or of torch's own attention; else every softmax between two products.
 
-    Else every function of the model's own whose parameters are named query, key and value.
+    Else every function of the model's own whose parameters are named query, key and value.  Beside calls, those
+    products count that stand in other branches.
     """
-    return (
-        _whole_calls(view)
-        or [
-            AttentionCall(found.total, found.query, found.key, found.value, None, is_causal(view, None), found)
-            for found in attentions(view)
-        ]
-        or list(_named_calls(view))
-    )
+    whole = _whole_calls(view)
+    if whole:
+        guarded = all(call.node.meta.get("guard") for call in whole)
+        products = _written_calls(view) if guarded else []
+        return [*whole, *(call for call in products if all(_apart(call, other) for other in whole))]
+    return list(_written_calls(view)) or list(_named_calls(view))
+
+
+def _written_calls(view: View) -> Iterator[AttentionCall]:
+    for found in attentions(view):
+        yield AttentionCall(found.total, found.query, found.key, found.value, None, is_causal(view, None), found)
+
+
+def _apart(one: AttentionCall, other: AttentionCall) -> bool:
+    """Whether two attentions stand in the two branches of one condition."""
+    guards = [{(g.condition, g.branch) for g in call.node.meta.get("guard", ())} for call in (one, other)]
+    return any((condition, not branch) in guards[1] for condition, branch in guards[0])
 
 
 def _named_calls(view: View) -> Iterator[AttentionCall]:
@@ -128,13 +138,52 @@ def _may_be_true(flag: Any) -> bool:
 
 
 def attention_sites(view: View) -> list[Site]:
-    """q, k, v, (o) and the attention itself; `cross.` where keys come from elsewhere; of several, the widest one's."""
-    found: dict[str, list[Site]] = {}
+    """q, k, v, (o) and the attention itself; `cross.` where keys come from elsewhere; of several, the widest one's.
+
+    Those in other branches are that one too.
+    """
+    found: dict[str, list[tuple[AttentionCall, list[Site]]]] = {}
     for call in attention_calls(view):
-        sites = _sites(view, call)
-        if sites and _width(sites) > _width(found.get(sites[-1].name, [])):
-            found[sites[-1].name] = sites
-    return [site for sites in found.values() for site in sites]
+        if sites := _sites(view, call):
+            found.setdefault(sites[-1].name, []).append((call, sites))
+    return [site for several in found.values() for site in _one(several)]
+
+
+def _one(several: list[tuple[AttentionCall, list[Site]]]) -> list[Site]:
+    """The sites of the widest of several attentions, which stands for those in other branches."""
+    widest, sites = max(several, key=lambda pair: _width(pair[1]))
+    others = [own for call, own in several if _apart(call, widest)]
+    *parts, attention = sites
+    assert isinstance(attention, Attention)
+    return [*parts, _with(attention, parts, others)]
+
+
+def _with(attention: Attention, parts: list[Site], others: list[list[Site]]) -> Attention:
+    same: list[Attention] = []
+    for *own, other in others:
+        assert isinstance(other, Attention)
+        if isinstance(other.written, str):
+            return replace(attention, written=f"stands in two branches, and in one it {other.written}")
+        if not _alike(attention, other) or not _same_parts(parts, own):
+            return replace(attention, written="stands in two branches, in which other projections make its keys")
+        same.append(other)
+    return replace(attention, others=tuple(same))
+
+
+def _alike(one: Attention, other: Attention) -> bool:
+    return (one.input, one.key_width, one.value_width) == (other.input, other.key_width, other.value_width)
+
+
+def _same_parts(parts: list[Site], others: list[Site]) -> bool:
+    """Whether k and v are what the other attention has, or another call of its module."""
+    own, theirs = ({s.name[-1]: s for s in found if isinstance(s, Projection)} for found in (parts, others))
+    return all(_same_part(own[name], theirs[name]) for name in "kv")
+
+
+def _same_part(one: Projection, other: Projection) -> bool:
+    if (one.module, one.rows) != (other.module, other.rows):
+        return False
+    return one.output == other.output or other.output in one.again
 
 
 def _width(sites: list[Site]) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import linecache
+from collections.abc import Callable
+from traceback import walk_tb
 from types import CodeType
 from typing import Any
 
@@ -24,6 +26,13 @@ def expression(code: CodeType, instruction: int) -> ast.expr | None:
         return ast.parse(b"".join(text), mode="eval").body
     except SyntaxError:
         return None
+
+
+def raised(error: BaseException, own: Callable[[CodeType], bool]) -> str:
+    """An error's words, and the innermost line of a model's `own` code that it passed."""
+    said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    places = [f"line {line}, in {f.f_code.co_qualname}" for f, line in walk_tb(error.__traceback__) if own(f.f_code)]
+    return f"{said} ({places[-1]})" if places else said
 
 
 def told(value: Any) -> str:

@@ -14,11 +14,13 @@ from torch import fx, nn
 
 from peftc.graph.branches import assume, choose
 from peftc.trace.feeds import parameters
+from peftc.trace.frames import is_user
 from peftc.trace.given import arguments_of, default_of, gives_more, is_given, sizes_of, varies_more, with_added_masks
 from peftc.trace.merge import is_number, merge, merged_by_decisions
 from peftc.trace.observed import Call
 from peftc.trace.probes import Session
 from peftc.trace.remembered import Remembered
+from peftc.trace.source import raised
 from peftc.trace.tracer import UNTRACEABLE, Tracer
 from peftc.trace.values import Argument, Known, Learnt, TraceFailure
 from peftc.trace.ways import MOST, Against, asks_kind, asks_value, compared, decisions, further_ways, inlined, outcomes
@@ -241,10 +243,10 @@ class UnitTracer:
         try:
             with attending_by(self.module, attention), self.session.tracing(tracer):
                 graph = tracer.trace(arguments)
-        except Learnt:
+        except TraceFailure:
             raise
         except UNTRACEABLE as error:
-            raise TraceFailure(str(error)) from error
+            raise TraceFailure(raised(error, is_user)) from error
         finally:
             for m, mode in before:
                 m.training = mode

@@ -16,6 +16,7 @@ from torch.fx.node import map_aggregate
 
 from peftc.graph.branches import SelfReference, assume, enter, leave
 from peftc.trace.meta import values_as, values_as_zeros
+from peftc.trace.source import told
 
 EXTRA = "**"  # the key under which the unit's own **kwargs travel through a call
 Point = Any
@@ -73,6 +74,9 @@ class Value(fx.Proxy):
     @property  # type: ignore[misc]
     def __class__(self) -> type:
         return type(object.__getattribute__(self, "node").meta["value"][0])
+
+    def __repr__(self) -> str:
+        return told(self.node)
 
     def __len__(self) -> int:
         return self.tracer.agreed(self, [len(p) for p in self.points])

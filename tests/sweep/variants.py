@@ -22,7 +22,6 @@ VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "relative bias": BEIT, "shared relative bias": {"use_shared_relative_position_bias": True},
         "absolute": {"use_absolute_position_embeddings": True},
     },
-    "big_bird": {"block_sparse": {"attention_type": "block_sparse", "block_size": 2, "num_random_blocks": 1}},
     "cohere": {"qk norm": {"use_qk_norm": True}},
     "convbert": {"groups": {"num_groups": 2, "embedding_size": 16}},
     "data2vec-audio": {"large": {"conv_bias": True}},
@@ -44,7 +43,7 @@ VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     },
     "deepseek_v3": {
         "yarn": _rope("yarn", factor=4.0, mscale=1.0, mscale_all_dim=1.0, original_max_position_embeddings=16),
-        "dense": {"q_lora_rank": None, "first_k_dense_replace": 2},
+        "dense": {"q_lora_rank": None, "first_k_dense_replace": 2}, "groups": {"n_group": 2, "topk_group": 1},
     },
     "dinov2": {"swiglu": {"use_swiglu_ffn": True}},
     "dinov3_vit": {"gated": {"use_gated_mlp": True, "key_bias": False, "hidden_act": "silu"}},
@@ -61,6 +60,7 @@ VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "sequential": {"parallel_attn": False, "bias": True},
         "heads": {"multi_query": False, "num_kv_heads": 4},
     },
+    "funnel": {"whole": {"separate_cls": False, "truncate_seq": False, "pooling_type": "max"}},
     "gemma3_text": {"bidirectional": {"use_bidirectional_attention": True}},
     "glm4_moe": {"qk norm": {"use_qk_norm": True, "attention_bias": True}},
     "gpt2": {
@@ -73,6 +73,7 @@ VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             "rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0}},
         "without bias": {"attention_bias": False},
     },
+    "granitemoehybrid": {"rope": {"position_embedding_type": "rope"}},
     "granite": {
         "multipliers": {
             "embedding_multiplier": 12.0, "attention_multiplier": 0.1, "residual_multiplier": 0.22,
@@ -94,9 +95,8 @@ VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
                             "scale_embedding": True, "activation_function": "swish"}},
     "mistral": {"no window": {"sliding_window": None}, "wide heads": {"sliding_window": None, "head_dim": 16}},
     "mixtral": {"window": {"sliding_window": 8}},
-    "mpt": {
-        "clip": {"attn_config": {"clip_qkv": 6.0, "alibi_bias_max": 16}},
-    },
+    "mvp": {"prompt": {"use_prompt": True, "prompt_length": 4, "prompt_mid_dim": 16}},
+    "mpt": {"clip": {"attn_config": {"clip_qkv": 6.0, "alibi_bias_max": 16}}},
     "olmo": {"clip": {"clip_qkv": 8.0}},
     "olmoe": {"clip": {"clip_qkv": 8.0, "norm_topk_prob": True}},
     "opt": {
@@ -125,8 +125,6 @@ VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "swin": {"absolute": {"use_absolute_embeddings": True}},
     "swinv2": {"pretrained": {"pretrained_window_sizes": [3, 3]}},
     "t5": {"gated": {"feed_forward_proj": "gated-gelu", "d_kv": 16}},
-    "trocr": {"small": {"use_learned_position_embeddings": False, "layernorm_embedding": False,
-                        "scale_embedding": True, "cross_attention_hidden_size": 32}},
     "wav2vec2": {
         "large": STABLE, "attention adapter": {**STABLE, "adapter_attn_dim": 8},
     },
@@ -135,5 +133,7 @@ VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "relative": {"position_embeddings_type": "relative", "feat_extract_norm": "layer"},
     },
     "wavlm": {"large": STABLE},
+    "xlm": {"languages": {"n_langs": 3, "use_lang_emb": True, "sinusoidal_embeddings": True, "gelu_activation": False}},
+    "xmod": {"pre norm": {"pre_norm": True, "adapter_layer_norm": True}},
     "zamba2": {"adapters": {"use_shared_attention_adapter": True, "use_mem_rope": True}},
 }  # fmt: skip

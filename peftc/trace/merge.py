@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx
 
-from peftc.graph.branches import Guard, assume, choose, moved
+from peftc.graph.branches import Guard, LiftedStr, assume, choose, moved
 from peftc.trace.source import told
 from peftc.trace.values import fail
 from peftc.trace.ways import outcomes
@@ -144,6 +144,8 @@ class _Merger:
         if isinstance(a, slice) and isinstance(b, slice):
             return slice(*(self._reconcile(x, y) for x, y in zip(_bounds(a), _bounds(b), strict=True)))
         if a is b or (type(a) is type(b) and a == b and not isinstance(a, fx.Node)):
+            return a
+        if isinstance(a, LiftedStr) and isinstance(b, LiftedStr) and a.source == b.source:
             return a
         return self._general(a, b) or self._choice(a, b)
 

@@ -6,8 +6,11 @@ import operator
 
 import torch
 from torch import fx, nn
+from transformers import BertConfig
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.bert.modeling_bert import eager_attention_forward
 
-from peftc.graph.branches import assume, choose
+from peftc.graph.branches import LiftedStr, assume, choose, lookup
 from peftc.trace.calls import Recorded
 from peftc.trace.probes import installed
 from peftc.trace.units import UnitTracer
@@ -41,6 +44,30 @@ def test_a_choice_stands_where_its_values_do() -> None:
         guards = {n.meta["guard"] for n in choice.all_input_nodes if n.target is not choose and n is not choice.args[0]}
         within = [guard for guard in guards if all(g.condition != choice.args[0] for g in guard)]
         assert all(choice.meta["guard"] == guard for guard in within)
+
+
+class Sending(nn.Module):
+    """Looks its attention up, and does without it under one name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = BertConfig()
+        self.config._attn_implementation = "sdpa"
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        if self.config._attn_implementation == "eager":
+            return x.transpose(1, 2)
+        out: torch.Tensor = attend(self, x, x, x, None)[0]
+        return out
+
+
+def test_what_reads_one_attribute_in_both_traces_is_one() -> None:
+    call = tuple(Recorded({"x": torch.empty(n, 2, n + 3, 4, device="meta")}, {}) for n in (2, 3))
+    with installed(lambda: False) as session:
+        graph = UnitTracer(Sending(), frozenset(), [call], session).graph()
+    (found,) = (node for node in graph.nodes if node.target is lookup)
+    assert isinstance(found.args[0], LiftedStr) and found.args[0].source == "self.config._attn_implementation"
 
 
 class Finding(nn.Module):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from peftc.emit.literal import literal
 from peftc.graph.branches import (
     LiftedFloat,
     LiftedInt,
@@ -66,11 +67,13 @@ class Printer:
         if isinstance(value, (tuple, list)):
             return self._sequence(value)
         if isinstance(value, dict):
-            return "{" + ", ".join(f"{k!r}: {self.value(v)}" for k, v in value.items()) + "}"
+            return "{" + ", ".join(f"{self.value(k)}: {self.value(v)}" for k, v in value.items()) + "}"
         if isinstance(value, slice):
             return f"slice({self.value(value.start)}, {self.value(value.stop)}, {self.value(value.step)})"
         if callable(value) and not isinstance(value, torch.dtype):
             return self.function(value)
+        if isinstance(value, str):
+            return literal(value)
         if isinstance(value, float):
             return repr(float(value)) if math.isfinite(value) else f'float("{value}")'
         return "..." if value is ... else repr(value)

@@ -60,6 +60,9 @@ def _join_call(edit: Editor, site: Attention, tables: fx.Node, gate: fx.Node | N
     call = edit.node(site.node)
     key = edit.keys.get(site.node) or slots.matching(call, edit.edited(site.key))
     states, causal = slots.read(call, key), slots.causal(call, site.hides)
+    if (extra := slots.handed(call)) is not None:
+        causal = edit.insert("call_method", "pop", (extra, "is_causal", causal))
+        causal.meta["names"] = ["is_causal"]
     options: dict[str, Argument] = {"causal": causal} if causal else {}
     joined = edit.apply("with_prefix", *states, tables, *_given(gate), **options)
     parts = [edit.insert("call_function", getitem, (joined, i)) for i in range(3)]

@@ -52,7 +52,7 @@ def write(call: fx.Node, key: fx.Node, parts: Sequence[fx.Node]) -> None:
             args.append(part)
         else:
             options[name] = part
-    if options.get("is_causal") is not None:
+    if options.get("is_causal") is not None or handed(call) is not None:
         options["is_causal"] = False
     call.args, call.kwargs = tuple(args), options
 
@@ -78,6 +78,14 @@ def causal(call: fx.Node, otherwise: bool) -> bool | fx.Node:
     """The call's own is_causal, or what is known of the site."""
     flag = call.kwargs.get("is_causal")
     return flag if isinstance(flag, bool | fx.Node) else otherwise
+
+
+def handed(call: fx.Node) -> fx.Node | None:
+    """The **kwargs that the call hands on, where the calls of the examples have an is_causal in them."""
+    extra = call.kwargs.get("**")
+    if not isinstance(extra, fx.Node):
+        return None
+    return extra if any("is_causal" in given for given in extra.meta["value"]) else None
 
 
 def _keyword_mask(call: fx.Node) -> Argument:

@@ -180,3 +180,19 @@ def test_cached_generation_is_uncached(name: str) -> None:
         assert torch.equal(cached.sequences, uncached.sequences)
         torch.testing.assert_close(cached.scores[-1], uncached.scores[-1], atol=1e-4, rtol=1e-4)
         assert not torch.equal(cached.scores[0], base.generate(**given).scores[0])
+
+
+def test_a_flag_among_further_arguments_is_in_the_mask() -> None:
+    """CLIP's text tower hands is_causal on: without a mask, and with one that hides nothing, it is the same."""
+    sizes = {**_LAYER, "num_hidden_layers": 2, "eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 0}
+    tiny = Tiny("clip_text_model", sizes, None)
+    model = attach(
+        tiny.model(), emitted(spec([{"method": "prefix", "length": LENGTH}], tiny), trace_model(tiny.model()))[1]
+    )
+    move((p for n, p in model.named_parameters() if "_prefix." in n), by=1.0)
+    ids = torch.arange(3, 10)[None].repeat(2, 1)
+    with torch.no_grad():
+        alone, masked = model(ids)[0], model(ids, attention_mask=torch.ones_like(ids))[0]
+        model.config._attn_implementation = "eager"
+        torch.testing.assert_close(alone, masked)
+        torch.testing.assert_close(alone, model(ids)[0])

@@ -146,7 +146,7 @@ class Hiding(Turning):
 
 
 def test_a_mask_that_one_attention_reads_is_not_handed_on() -> None:
-    with installed(lambda: True) as session:
+    with installed() as session:
         graph = UnitTracer(Hiding(), frozenset(), (call(5, 7), call(5, 7, mask=None)), session).graph()
     nodes = {node.name: node for node in graph.nodes}
     assert Guard("mask is not None", True) in nodes["add"].meta["guard"]

@@ -64,7 +64,7 @@ class Sending(nn.Module):
 
 def test_what_reads_one_attribute_in_both_traces_is_one() -> None:
     call = tuple(Recorded({"x": torch.empty(n, 2, n + 3, 4, device="meta")}, {}) for n in (2, 3))
-    with installed(lambda: False) as session:
+    with installed() as session:
         graph = UnitTracer(Sending(), frozenset(), [call], session).graph()
     (found,) = (node for node in graph.nodes if node.target is lookup)
     assert isinstance(found.args[0], LiftedStr) and found.args[0].source == "self.config._attn_implementation"

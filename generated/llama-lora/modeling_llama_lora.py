@@ -316,7 +316,7 @@ def known(config: Any, overrides: Mapping[str, Any]) -> dict[str, Any]:
 def settings(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     """What makes a config's model: values by key, those of a config inside it by a dotted one; no rate of dropout."""
     found: dict[str, Any] = {}
-    for key, value in config.items():
+    for key, value in ((str(key), value) for key, value in config.items()):
         if isinstance(value, Mapping) and key not in HEAD:
             found |= settings(value, f"{above}{key}.")
         elif key not in HEAD | RECORDS | FILE and not ("drop" in key and type(value) in (int, float, NoneType)):

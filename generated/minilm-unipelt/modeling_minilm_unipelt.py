@@ -467,7 +467,7 @@ def known(config: Any, overrides: Mapping[str, Any]) -> dict[str, Any]:
 def settings(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     """What makes a config's model: values by key, those of a config inside it by a dotted one; no rate of dropout."""
     found: dict[str, Any] = {}
-    for key, value in config.items():
+    for key, value in ((str(key), value) for key, value in config.items()):
         if isinstance(value, Mapping) and key not in HEAD:
             found |= settings(value, f"{above}{key}.")
         elif key not in HEAD | RECORDS | FILE and not ("drop" in key and type(value) in (int, float, NoneType)):
@@ -592,9 +592,24 @@ class Compiled(nn.Module):
             parameters[name].requires_grad_(True)
 
     @classmethod
+    def base_class(cls) -> Any:
+        """The class that this one adds to."""
+        return next(c for c in cls.__mro__ if not issubclass(c, Compiled))
+
+    @classmethod
     def is_custom_code(cls) -> bool:
         """As the base: transformers renames and converts the tensors of its own models' checkpoints alone."""
-        return bool(next(c for c in cls.__mro__ if not issubclass(c, Compiled)).is_custom_code())
+        return bool(cls.base_class().is_custom_code())
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        """As the base: transformers reads it from the text of a class's file."""
+        return bool(cls.base_class()._can_set_attn_implementation())
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        """As the base: transformers reads it from the text of a class's file."""
+        return bool(cls.base_class()._can_set_experts_implementation())
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:

@@ -62,7 +62,9 @@ class Gate(BaseModel):
                 "use a token or a constant gate"
             )
         if self.kind == "masked" and site.mask is None:
-            return f"a masked gate needs the attention mask, which {site.name} is not given: use a sequence gate"
+            return (
+                f"a masked gate needs the attention mask, and none is known to reach {site.name}: use a sequence gate"
+            )
         return None
 
     def call(self, width: int, members: int) -> ModuleCall:

@@ -18,7 +18,7 @@ from peftc.trace.nested import tensors_in
 from peftc.trace.probes import SDPA
 from peftc.trace.views import View, find, output_projection, parameter_behind, projection, read_by, width_of
 from peftc.trace.windowed import windowed
-from peftc.trace.written import Found, attentions, joint
+from peftc.trace.written import Found, attentions, joint, mask_added
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,8 @@ def _sites(view: View, call: AttentionCall) -> list[Site]:
     if x is None and q is None:
         return []
     cross = "" if x else "cross."
-    mask = None if cross else parameter_behind(view, call.mask)
+    given = mask_added(view, call.written) if isinstance(call.written, Found) else call.mask
+    mask = None if cross else parameter_behind(view, given)
     causal = not cross and (call.hides or view.causal())
     named = [*zip("qkv", (q, k, v), strict=True), *(("o", o) for o in output_projection(view, call.node))]
     attention = _attention(view, call, x or asking, cross)

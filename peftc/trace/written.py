@@ -6,6 +6,7 @@ import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -19,6 +20,7 @@ from peftc.trace.views import View
 
 ADDING = frozenset({"add", "iadd", "add_"})
 REDUCING = frozenset({"amax", "amin"})
+CASTS = frozenset({"to", "float", "type", "type_as"})
 MASKING = frozenset({"where", "masked_fill", "masked_fill_"})
 
 
@@ -91,6 +93,28 @@ def _joint(view: View, found: Found, x: fx.Node, causal: bool) -> Written | str:
         found.scores.name, found.softmax.name, keys.heads, keys.width, values.width, tuple(chain.copied), last.name,
         views, masks, by_axis[0] is None, keys.order, values.order, tuple(_scales(found.key)),
     )  # fmt: skip
+
+
+def mask_added(view: View, found: Found) -> fx.Node | None:
+    """The parameter (batch, 1, queries or 1, keys) that the scores take as a mask of floats, as it was given."""
+    own = dataflow.reached(view.flow, found.scores)
+    for node in dataflow.between(view.flow, found.scores, found.softmax)[1:-1]:
+        others = [n for n in dataflow.tensors(node) if n not in own] if dataflow.name_of(node) in ADDING else []
+        for other in map(_as_given, others):
+            if other.op == "placeholder" and all(_is_mask_of_floats(value) for value in other.meta["value"]):
+                return other
+    return None
+
+
+def _as_given(node: fx.Node) -> fx.Node:
+    """What a tensor was before it was moved or cast."""
+    while (dataflow.is_move(node) or dataflow.name_of(node) in CASTS) and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node
+
+
+def _is_mask_of_floats(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim() == 4 and value.shape[1] == 1
 
 
 def _scales(key: fx.Node) -> list[str]:

@@ -196,3 +196,16 @@ def test_a_flag_among_further_arguments_is_in_the_mask() -> None:
         model.config._attn_implementation = "eager"
         torch.testing.assert_close(alone, masked)
         torch.testing.assert_close(alone, model(ids)[0])
+
+
+def test_a_masked_gate_where_the_scores_take_the_mask() -> None:
+    """A text is the same alone and beside padding."""
+    tiny = TINY["megatron-bert"]
+    written = spec([{"method": "adapter", "bottleneck": 4, "gate": "masked"}], tiny)
+    model = attach(tiny.model(attention="eager"), emitted(written, trace_model(tiny.model(attention="eager")))[1])
+    move(p for n, p in model.named_parameters() if "adapter" in n)
+    ids, mask = torch.arange(3, 13)[None], torch.ones(1, 10, dtype=torch.long)
+    mask[:, 7:] = 0
+    with torch.no_grad():
+        alone, padded = model(ids[:, :7])[0], model(ids, attention_mask=mask)[0]
+    torch.testing.assert_close(padded[:, :7], alone)

@@ -90,11 +90,22 @@ def _part(word: str, trace: Trace) -> list[str]:
     return list(_below(modules, trace.parameters)) if modules else []
 
 
+def _tied_head(trace: Trace) -> str | None:
+    """What to write where the head's weight is one of the base's."""
+    tied = ((name, other) for name, p in trace.parameters.items() for other in p.names)
+    apart = ((name, other) for name, other in tied if name.partition(".")[0] != other.partition(".")[0])
+    found = next(apart, None)
+    if found is None:
+        return None
+    name, other = (path.rpartition(".")[0] for path in found)
+    return f"{other} is tied to {name}: name that to train both"
+
+
 def _nothing(word: str, trace: Trace, spec: Spec, position: int) -> tuple[str, Place | None, str | None]:
     """Why a word of `train:` names no parameter."""
     place = spec.origin.place("train", position)
     if word == "head":
-        hint = "a task under base: gives it one, as in task: sequence-classification"
+        hint = _tied_head(trace) or "a task under base: gives it one, as in task: sequence-classification"
         return f"{type(trace.model).__name__} has no head", place, hint
     if any(fnmatchcase(name, word) for name in trace.modules if name):
         return f"{word!r} has no parameters", place, None

@@ -76,7 +76,9 @@ class Entry:
             return known
         for position, name in enumerate(self.method.towers):
             if name not in known:
-                hint = closest(name, known, "its towers are") if known else "it has none"
+                own = closest(name, known, "its towers are") if known else "it has none"
+                without = (m for m in self.trace.modules if m.rpartition(".")[2] == name)
+                hint = "; ".join([str(own), *(f"in {path} no attention was found" for path in without)])
                 self.refuse(f"{type(self.trace.model).__name__} has no tower {name!r}", "towers", position, hint=hint)
         return tuple(tower for tower in known if tower in self.method.towers)
 

@@ -161,8 +161,14 @@ class Compiled(nn.Module):
         config = base_config(cls.config_class, base, at, config_overrides)  # type: ignore[attr-defined]
         options = {"config": config, "dtype": dtype, "device_map": device_map, "output_loading_info": True}
         model, info = cls.from_pretrained(base, ignore_mismatched_sizes=True, **options, **kernels, **at)
-        if other := {name for name, *_ in info["mismatched_keys"]}:
-            raise ValueError(report(f"{base} does not fit the config", {"of another shape": other}))
+        other = {name for name, *_ in info["mismatched_keys"]}
+        if strange := {name for name in other if not model.in_head(name)}:
+            raise ValueError(report(f"{base} does not fit the config", {"of another shape": strange}))
+        if other:
+            warnings.warn(
+                report(f"{base}: its head has another shape, so it starts afresh", {"fresh": other}), stacklevel=2
+            )
+            model.initialise(other)
         if unknown := {name for name in info["unexpected_keys"] if not model.in_head(name)}:
             warnings.warn(report(f"{base}: tensors that this model has no place for", {"left": unknown}), stacklevel=2)
         model.remember_base()

@@ -115,8 +115,8 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]
 def known(config: Any, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """The overrides under the config's own names; ValueError where it has no such name."""
     names = HEAD | config.to_dict().keys() | config.attribute_map.keys()
-    nearest = {key: get_close_matches(key, sorted(names), 1, 0)[0] for key in overrides.keys() - names}
-    if unknown := [f"{key} (the nearest is {name})" for key, name in nearest.items()]:
+    nearest = {key: get_close_matches(key, sorted(names), 1) for key in overrides.keys() - names}
+    if unknown := [f"{key} (the nearest is {near[0]})" if near else key for key, near in nearest.items()]:
         raise ValueError(report(f"{type(config).__name__} lacks what is overridden", {"unknown": unknown}))
     return {config.attribute_map.get(key, key): value for key, value in overrides.items()}
 

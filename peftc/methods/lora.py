@@ -89,4 +89,4 @@ class LoRA(Method):
         return ()
 
     def notes(self) -> tuple[str, ...]:
-        return ("lora: alpha and scaling are inert, the gate replaces them",) if self.gate else ()
+        return ("lora: where a gate stands, alpha and scaling are inert: it replaces them",) if self.gate else ()

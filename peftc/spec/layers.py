@@ -39,6 +39,8 @@ def check(layers: Layers) -> None:
 
 
 def _terms(layers: Layers) -> list[re.Match[str]]:
+    if layers == ():
+        raise LayersError("an empty list chooses no layers: write all, or leave it out")
     parts = [str(part) for part in layers] if isinstance(layers, tuple) else str(layers).split(",")
     return [_term(part.strip()) for part in parts]
 

@@ -279,3 +279,20 @@ def test_constructing_draws_nothing_but_the_base() -> None:
     assert torch.equal(after, torch.get_rng_state())
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in base.state_dict().items())
     assert trains(model) == set(written.program.trained)
+
+
+def test_a_head_of_another_shape_starts_afresh(tmp_path: Path) -> None:
+    """The base was tuned for a task with more labels; what it lacks comes from the spec's seed."""
+    written = bert()
+    config: Any = copy.deepcopy(written.program.plan.trace.model.config)
+    config.num_labels = 5
+    kind: Any = type(written.program.plan.trace.model)
+    kind(config).save_pretrained(tmp_path)
+    torch.manual_seed(1)
+    with pytest.warns(UserWarning, match="its head has another shape, so it starts afresh"):
+        one = compiled(written).from_base(tmp_path)
+    torch.manual_seed(2)
+    with pytest.warns(UserWarning, match="classifier.weight"):
+        other = compiled(written).from_base(tmp_path)
+    assert one.classifier.weight.shape[0] == 3
+    assert same(state(one), state(other))

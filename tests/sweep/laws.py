@@ -30,6 +30,7 @@ from peftc.runtime.proof import Proof, prove
 from peftc.spec.load import load
 from peftc.spec.schema import Spec
 from peftc.trace import trace_model
+from tests.sweep.agreement import ahead, otherwise_by_products
 from tests.sweep.inputs import Inputs, answer, generated, inputs_of
 from tests.sweep.registry import Type
 from tests.sweep.training import cacheless, trainable, unlearnt
@@ -144,8 +145,8 @@ def keeps(
     if torch.allclose(answer(attached, inputs), before, atol=1e-6):
         raise _without_effect(model, plan, inputs)
     _gradients(attached, model, plan, inputs)
-    if proved:
-        _eager(attached, model, inputs)
+    if proved and (why := otherwise_by_products(attached, model, inputs) or ahead(model, trace)):
+        raise Broken(why)
     if kind.kind in ("decoder", "encoder-decoder"):
         _cached(attached, model, inputs)
     if why := unlearnt(attached, model, inputs):
@@ -212,28 +213,6 @@ def _backward(model: PreTrainedModel, inputs: Inputs) -> None:
     model.zero_grad()
     out = answer(model, cacheless(model, inputs), grad=True)
     (out * torch.randn(out.shape, generator=torch.Generator().manual_seed(3))).sum().backward()
-
-
-def _eager(model: PreTrainedModel, base: PreTrainedModel, inputs: Inputs) -> None:
-    """The same answer by the attention that is written out, where the base's is the same."""
-    plain, by_products = answer(base, inputs), _written_out(base, inputs)
-    if by_products is None or not torch.allclose(plain, by_products, atol=ROUNDING):
-        return
-    found = _written_out(model, inputs)
-    if found is None:
-        raise Broken("the base answers with eager attention, the attached model does not")
-    same(found, answer(model, inputs), "with eager attention it answers otherwise")
-
-
-def _written_out(model: PreTrainedModel, inputs: Inputs) -> torch.Tensor | None:
-    """What a model answers with eager attention in every part; None where it does not."""
-    eager = copy.deepcopy(model)
-    for config in {id(c): c for m in eager.modules() if (c := getattr(m, "config", None)) is not None}.values():
-        config._attn_implementation = "eager"
-    try:
-        return answer(eager, inputs)
-    except (RuntimeError, TypeError, ValueError, AttributeError):
-        return None
 
 
 def _beside(placement: Placement, model: torch.nn.Module) -> str:

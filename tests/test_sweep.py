@@ -8,6 +8,7 @@ import pytest
 
 from tests.sweep import build, run, table
 from tests.sweep.__main__ import FOUND
+from tests.sweep.parts import parts
 from tests.sweep.registry import listed, registered, variants
 
 NO_BIAS = {"bitfit": "none"}
@@ -48,7 +49,7 @@ def test_sample(name: str) -> None:
      ("fnet", ["feed-forward"]), ("mamba", [])],
 )  # fmt: skip
 def test_what_a_model_has(name: str, has: list[str]) -> None:
-    assert build.parts(build.tiny(registered()[name])) == has
+    assert parts(build.tiny(registered()[name])) == has
 
 
 def test_every_type_is_listed() -> None:

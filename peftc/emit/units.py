@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 from operator import itemgetter
 from textwrap import wrap
@@ -14,9 +14,9 @@ from peftc import modules
 from peftc.emit.literal import WIDTH, literal
 from peftc.errors import Defect
 from peftc.methods.base import ModuleCall
-from peftc.report.patterns import compress, number, template
+from peftc.report.patterns import compress, template
 from peftc.rewrite.program import Addition, Body
-from peftc.spec.layers import ranges
+from peftc.spec.layers import number, ranges
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,21 @@ class Class:
 
 
 def classes(bodies: Collection[Body]) -> tuple[Class, ...]:
-    """One class per body; one per tower where the towers number alike what differs between them."""
-    return tuple(found for body in bodies for found in _split(body))
+    """One class per body's name; one per tower where the towers number alike what differs between them."""
+    alike: dict[str, list[Body]] = {}
+    for body in bodies:
+        alike.setdefault(body.name, []).append(body)
+    return tuple(found for same in alike.values() for found in _split(_whole(same)))
+
+
+def _whole(same: Sequence[Body]) -> Body:
+    """Bodies of one code as one, at the paths of all."""
+    first, *_ = same
+    paths = tuple(path for body in same for path in body.paths)
+    layers = {path: layer for body in same for path, layer in body.layers.items()}
+    each = zip(*(body.additions for body in same), strict=True)
+    additions = tuple(Addition(a[0].name, {p: c for part in a for p, c in part.calls.items()}) for a in each)
+    return replace(first, paths=paths, additions=additions, layers=layers)
 
 
 def _split(body: Body) -> list[Class]:
@@ -54,15 +67,16 @@ def _suffix(own: str, others: Collection[str]) -> str:
 def class_text(unit: Class, base: str, forward: tuple[str, ...], shared: Collection[str]) -> str:
     """The source of a unit's class."""
     tower = "".join(f", {name}" for name in unit.body.towers)
-    body = [*docstring(f"{_where(unit.paths)}{tower}: {'; '.join(unit.body.summary)}"), ""]
+    body = [*docstring(f"{_where(unit)}{tower}: {'; '.join(unit.body.summary)}"), ""]
     body += ["def attach(self, model, layer):", *_attached(unit, shared), "", *forward]
     return "\n".join([f"class {unit.name}({base}):", *(f"    {row}".rstrip() for row in body)])
 
 
-def _where(paths: tuple[str, ...]) -> str:
-    layers = sorted({n for n in map(number, paths) if n is not None})
+def _where(unit: Class) -> str:
+    """The layers, as a spec counts them; the path of what is in none."""
+    layers = {unit.body.layers[path] for path in unit.paths if path in unit.body.layers}
     if not layers:
-        return ", ".join(paths)
+        return ", ".join(unit.paths)
     return f"{'Layer' if len(layers) == 1 else 'Layers'} {ranges(layers)}"
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
-from peftc.spec.layers import ranges
-
-NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
+from peftc.spec.layers import NUMBER, ranges
 
 
 def compress(names: Iterable[str]) -> tuple[str, ...]:
@@ -20,12 +17,6 @@ def compress(names: Iterable[str]) -> tuple[str, ...]:
         else:
             plain[name] = None
     return (*plain, *(f"{head}{{{ranges(numbers)}}}{tail}" for (head, tail), numbers in groups.items()))
-
-
-def number(name: str) -> int | None:
-    """The first number of a dotted name: the layer it belongs to."""
-    found = NUMBER.search(name)
-    return int(found.group()) if found else None
 
 
 def template(name: str) -> str:

@@ -10,9 +10,10 @@ from peftc.rewrite.attach import Attach
 from peftc.rewrite.freeze import Freeze
 from peftc.rewrite.passes import Pass, checked, start
 from peftc.rewrite.program import Program
+from peftc.rewrite.share import Share
 from peftc.rewrite.simplify import Simplify
 
-PASSES: tuple[Pass, ...] = (Attach(), Simplify(), Freeze())
+PASSES: tuple[Pass, ...] = (Attach(), Simplify(), Share(), Freeze())
 
 
 def rewrite(plan: Plan, trace: Trace, passes: Sequence[Pass] = PASSES) -> Program:

@@ -14,6 +14,7 @@ from peftc.methods.base import ModuleCall
 from peftc.plan import PlacedGate, PlacedShared, Placement, Plan
 from peftc.rewrite.passes import copied
 from peftc.rewrite.program import Addition, Body, Program
+from peftc.rewrite.share import named
 
 
 @dataclass(frozen=True)
@@ -23,14 +24,14 @@ class Attach:
     name: ClassVar[str] = "attach"
 
     def run(self, program: Program) -> Program:
-        found: list[Joined] = []
+        found: list[Body] = []
         for body in program.bodies:
             groups: dict[Any, list[Edited]] = {}
             for path in body.paths:
                 edited = _edited(program.plan, body, path)
                 groups.setdefault(edited.shape(), []).append(edited)
             found += [_joined(body, group, program.plan.trace) for group in groups.values()]
-        return replace(program, bodies=tuple(replace(j.body, name=_name(j, found)) for j in found))
+        return replace(program, bodies=named([[body] for body in found]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,29 +89,21 @@ def _sliced(call: ModuleCall, shared: PlacedShared, index: int) -> ModuleCall:
     return ModuleCall(call.name, (("trunk", shared.name), ("index", index), *call.arguments))
 
 
-@dataclass(frozen=True, eq=False)
-class Joined:
-    """A body, and what was placed in each of its instances."""
-
-    body: Body
-    placements: tuple[Placement, ...]
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        """What it may be named for: its towers, whether it is all cross-attention, its methods."""
-        names = [placement.site.name for placement in self.placements]
-        cross = "Cross" if all(name.startswith("cross.") for name in names) else ""
-        methods = dict.fromkeys(placement.method.method for placement in self.placements)
-        return "".join(map(_camel, self.body.towers)), cross, "".join(map(_camel, methods))
-
-
-def _joined(body: Body, group: Sequence[Edited], trace: Trace) -> Joined:
+def _joined(body: Body, group: Sequence[Edited], trace: Trace) -> Body:
     first = group[0]
     additions = tuple(Addition(n, {e.path: e.additions[n] for e in group}) for n in first.additions)
     paths = tuple(edited.path for edited in group)
+    layers = {path: layer.index for layer in trace.layers for path, _ in layer.units if path in paths}
     towers = _towers(trace, paths) if len(trace.towers()) > 1 else ()
-    phrases = tuple(summary(first.placements))
-    return Joined(Body(body.name, body.unit, first.graph, paths, additions, phrases, towers), first.placements)
+    phrases, words = tuple(summary(first.placements)), _words(towers, first.placements)
+    return Body(body.name, body.unit, first.graph, paths, additions, phrases, towers, layers, words)
+
+
+def _words(towers: Sequence[str], placements: Sequence[Placement]) -> tuple[str, ...]:
+    """What a body may be named for: its towers, whether it is all cross-attention, its methods."""
+    cross = "Cross" if all(placement.site.name.startswith("cross.") for placement in placements) else ""
+    methods = dict.fromkeys(placement.method.method for placement in placements)
+    return "".join(map(_camel, towers)), cross, "".join(map(_camel, methods))
 
 
 def _towers(trace: Trace, paths: Sequence[str]) -> tuple[str, ...]:
@@ -128,16 +121,6 @@ def summary(placements: Sequence[Placement]) -> Iterator[str]:
         listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
         gate = f", gated ({method.gate.kind})" if method.gate else ""
         yield f"{method.method} on {listed}{gate}"
-
-
-def _name(own: Joined, joined: Sequence[Joined]) -> str:
-    """The unit's own name for its only variant; for several, with the words that tell them apart, or a number."""
-    alike = [j for j in joined if j.body.unit.name == own.body.unit.name]
-    differing = [position for position in range(len(own.words)) if len({j.words[position] for j in alike}) > 1]
-    names = [own.body.unit.name + "".join(j.words[position] for position in differing) for j in alike]
-    name = names[alike.index(own)]
-    number = [j for j, other in zip(alike, names, strict=True) if other == name].index(own) + 1
-    return name if names.count(name) == 1 else f"{name}{number}"
 
 
 def _camel(text: str) -> str:

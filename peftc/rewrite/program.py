@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from peftc.graph.sites import Unit
@@ -26,7 +26,8 @@ class Addition:
 class Body:
     """One class of the artifact: a subclass of `unit.base` named `name`, whose forward is `graph`, used at `paths`.
 
-    `towers` has those that its paths lie in, where the model has several.
+    `towers` has those that its paths lie in, where the model has several; `layers` counts each path's layer in its own.
+    `words` are what the class may be named for.  Bodies of one name are one class.
     """
 
     name: str
@@ -36,6 +37,8 @@ class Body:
     additions: tuple[Addition, ...]
     summary: tuple[str, ...]
     towers: tuple[str, ...] = ()
+    layers: Mapping[str, int] = field(default_factory=dict)
+    words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -47,7 +47,8 @@ def prove(program: Program, largest: int = LARGEST) -> Proof:
     shown = [*_shown(program, [b for b in program.bodies if b not in large]), *_of_large(large, smaller)]
     order = [body.name for body in program.bodies]
     shown.sort(key=lambda line: order.index(line.body))
-    return Proof(tuple(f"{line.body}: {line.text}" for line in shown), sum(line.cases for line in shown))
+    lines = dict.fromkeys(f"{line.body}: {line.text}" for line in shown)
+    return Proof(tuple(lines), sum(line.cases for line in shown))
 
 
 @dataclass(frozen=True)
@@ -122,12 +123,12 @@ def _distinct(program: Program, body: Body) -> list[str]:
 
 
 def _bare(program: Program) -> Program:
-    """The same units as the base has them, inlined, with nothing added."""
+    """The same units as the base has them, inlined, with nothing added; each is a class of its own."""
     bodies = []
-    for body in program.bodies:
+    for position, body in enumerate(program.bodies):
         graph = copied(body.unit.graph)
         without_idle(graph)
-        bodies.append(replace(body, graph=graph, additions=()))
+        bodies.append(replace(body, name=f"{body.name}_{position}", graph=graph, additions=()))
     return replace(program, bodies=tuple(bodies), shared=(), trained=())
 
 

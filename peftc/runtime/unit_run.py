@@ -172,7 +172,7 @@ class UnitRun:
     def _as(self, emitted: ModuleType, case: Case) -> nn.Module:
         """The unit under a class that adds nothing."""
         module = self._real(case)
-        module.__class__ = getattr(emitted, self.body.name)
+        module.__class__, _ = dict(_placed(emitted))[self.path]
         return module
 
     def _attached(self, emitted: ModuleType, case: Case, neutral: bool) -> tuple[nn.Module, nn.Module]:
@@ -183,8 +183,8 @@ class UnitRun:
             call = neutral_shared(shared) if neutral else shared.module.call
             owner.add_module(shared.name, getattr(modules, call.name)(**dict(call.arguments)))
         says: Any = emitted
-        before = set(module._modules)
-        module.attach(owner, dict(_numbers(says))[self.path])
+        before, (_, number) = set(module._modules), dict(_placed(emitted))[self.path]
+        module.attach(owner, number)
         for name in [n for n in module._modules if n not in before]:
             self._initialise(name, module.get_submodule(name), says)
         self._initialise("", owner, says)
@@ -233,9 +233,10 @@ def neutral_shared(shared: PlacedShared) -> Any:
     return shared.members[0].method.neutral(call) or call
 
 
-def _numbers(emitted: Any) -> Iterator[tuple[str, int | None]]:
-    for pattern in emitted.UNITS:
-        yield from emitted.expand(pattern)
+def _placed(emitted: Any) -> Iterator[tuple[str, tuple[type[nn.Module], int | None]]]:
+    """Every path, with its class and its number."""
+    for pattern, unit in emitted.UNITS.items():
+        yield from ((path, (unit, number)) for path, number in emitted.expand(pattern))
 
 
 def _perturb(parameter: nn.Parameter, seed: int) -> None:

@@ -8,6 +8,7 @@ from itertools import groupby
 
 Layers = str | int | tuple[int, ...]
 
+NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 _TERM = re.compile(
     r"(?P<word>all|even|odd)|last\s+(?P<last>\d{1,6})|(?P<low>\d{1,6})(?P<dash>\s*-\s*(?P<high>\d{1,6})?)?", re.ASCII
 )
@@ -31,6 +32,12 @@ def ranges(numbers: Iterable[int]) -> str:
     ordered = enumerate(sorted(set(numbers)))
     runs = [[number for _, number in run] for _, run in groupby(ordered, key=lambda pair: pair[1] - pair[0])]
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def number(name: str) -> int | None:
+    """The first number of a dotted name: the layer it belongs to, where a model has no stages."""
+    found = NUMBER.search(name)
+    return int(found.group()) if found else None
 
 
 def check(layers: Layers) -> None:

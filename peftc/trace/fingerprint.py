@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 from torch import fx
@@ -13,20 +14,24 @@ from peftc.graph.branches import LiftedFloat, LiftedInt, LiftedStr, given
 def fingerprint(graph: fx.Graph) -> str:
     """A hash of what a graph computes: operations and arguments, values read from attributes by their source."""
     order = {node: i for i, node in enumerate(graph.nodes)}
-
-    def text(value: Any) -> str:
-        if isinstance(value, fx.Node):
-            return f"%{order[value]}"
-        if isinstance(value, (LiftedInt, LiftedFloat, LiftedStr)):
-            return value.source
-        if isinstance(value, (tuple, list)):
-            return f"[{','.join(map(text, value))}]"
-        if isinstance(value, dict):
-            return f"{{{','.join(f'{k}:{text(v)}' for k, v in value.items())}}}"
-        if isinstance(value, slice):
-            return f"slice{text([value.start, value.stop, value.step])}"
-        qualified = getattr(value, "__qualname__", None)
-        return repr(value) if qualified is None else f"{value.__module__}.{qualified}"
-
-    rows = (f"{n.op} {text(n.target)} {text(n.args)} {text(given(n))} {n.meta.get('guard', ())}" for n in graph.nodes)
+    rows = (
+        f"{n.op} {' '.join(written(x, order) for x in (n.target, n.args, given(n)))} {n.meta.get('guard', ())}"
+        for n in graph.nodes
+    )
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+
+
+def written(value: Any, order: Mapping[fx.Node, int]) -> str:
+    """A target or an argument as text: a node by its number, a value that is read from an attribute by its source."""
+    if isinstance(value, fx.Node):
+        return f"%{order[value]}"
+    if isinstance(value, (LiftedInt, LiftedFloat, LiftedStr)):
+        return value.source
+    if isinstance(value, (tuple, list)):
+        return f"[{','.join(written(v, order) for v in value)}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{k}:{written(v, order)}' for k, v in value.items())}}}"
+    if isinstance(value, slice):
+        return f"slice{written([value.start, value.stop, value.step], order)}"
+    qualified = getattr(value, "__qualname__", None)
+    return repr(value) if qualified is None else f"{value.__module__}.{qualified}"

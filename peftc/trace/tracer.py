@@ -129,13 +129,12 @@ class Tracer(fx.proxy.TracerBase):
         if fixed is not None and not {key, axis_read(target, lowered)} & self.varying:
             return fixed[0]
         node = self.graph.create_node(kind, target, lowered, keywords)
-        node.meta.update(value=points, key=key, names=[], grad=torch.is_grad_enabled())
+        own, grad = caller(frame), torch.is_grad_enabled()
+        node.meta.update(value=points, key=key, names=[], grad=grad, instruction=(own.f_code, own.f_lasti))
+        node.meta["absent"] = absent(own, keywords, self.paths)
         self.live.note(node)
-        own = caller(frame)
-        node.meta.update(absent=absent(own, keywords, self.paths), instruction=(own.f_code, own.f_lasti))
         note_names(frame, Tracer.trace.__code__)
-        value = Value(node, self)
-        return self._told(value) if node.meta["key"] in self.known.missing else value
+        return self._told(Value(node, self)) if node.meta["key"] in self.known.missing else Value(node, self)
 
     def _told(self, value: Value) -> Value | None:
         """The value behind a check that it is there; None behind a check that it is None."""

@@ -15,6 +15,7 @@ from peftc.graph.sites import Trace, Unit
 from peftc.methods.base import Cost, ModuleCall, SharedModule
 from peftc.plan import PlacedShared, Plan
 from peftc.rewrite.program import Addition, Body, Program
+from peftc.spec.layers import number
 from peftc.spec.schema import Base, Spec
 
 
@@ -41,7 +42,8 @@ def body(
         Addition(key, {p: call if isinstance(call, ModuleCall) else call[i] for i, p in enumerate(paths)})
         for key, call in additions.items()
     )
-    return Body(name, unit, fx.Graph(), tuple(paths), added, ("written by hand",))
+    layers = {path: n for path in paths if (n := number(path)) is not None}
+    return Body(name, unit, fx.Graph(), tuple(paths), added, ("written by hand",), layers=layers)
 
 
 def written(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from transformers.models.bart.modeling_bart import BartAttention
 
@@ -35,3 +37,13 @@ def test_towers_that_number_alike_get_classes_of_their_own() -> None:
     }
     decoder = class_text(classes([other])[1], "base.BartAttention", ("def forward(self):", "    return None"), ())
     assert "rank=3 if layer < 1 else 4" in decoder and "Layers 0-1: written by hand." in decoder
+
+
+def test_bodies_of_one_name_are_one_class() -> None:
+    """A stage's number is no layer's; the layers are those that a spec counts."""
+    stages = [f"stages.{stage}.blocks.{block}.attention" for stage in range(2) for block in range(2)]
+    halves = [body(BartAttention, "BartAttention", stages[i::2], {"lora": lora(8, 8, 2)}) for i in range(2)]
+    counted = [replace(half, layers={path: stages.index(path) for path in half.paths}) for half in halves]
+    (unit,) = classes(counted)
+    assert set(placed([unit])) == {"stages.{0-1}.blocks.0.attention", "stages.{0-1}.blocks.1.attention"}
+    assert "Layers 0-3: written by hand." in class_text(unit, "base.BartAttention", (), ())

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from peftc.emit.artifact import printed
+from peftc.emit.machinery import expand
 from peftc.errors import Defect
 from peftc.plan import resolve
 from peftc.rewrite import rewrite
@@ -105,6 +106,6 @@ def test_another_dtype_or_shape_is_said(change: Callable[[torch.Tensor], torch.T
             return change(super().forward(*args, **named))
 
     emitted: Any = ModuleType("other")
-    emitted.Block = Other
+    emitted.UNITS, emitted.expand = {"blocks.{0-1}": Other}, expand
     with pytest.raises(Defect, match=says):
         run_of(program_of(Block, "lora")).equal(emitted)

@@ -17,6 +17,7 @@ from typing import Any
 
 from tests.sweep import build, laws, peers
 from tests.sweep.inputs import inputs_of
+from tests.sweep.parts import parts
 from tests.sweep.registry import Type
 
 SECONDS, WAIT, BYTES = 180, 600, 8 * 2**30  # of its own work; of the clock; of memory
@@ -78,7 +79,7 @@ def _child(kind: Type, sender: Connection) -> None:
         sender.send({"unbuilt": str(reason), "done": True})
         return
     try:
-        sender.send({"has": build.parts(model)})
+        sender.send({"has": parts(model)})
         sender.send({"peft": peers.outcomes(kind, model)})
         sender.send({"peftc": {name: asdict(o) for name, o in laws.outcomes(kind, model).items()}})
         sender.send({"seconds": round(resource.getrusage(resource.RUSAGE_SELF).ru_utime, 1), "done": True})

@@ -1,0 +1,57 @@
+"""What a sublayer adds to: the stream, whoever adds first, inside the attention or around it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from peftc.graph.sites import Sublayer
+from peftc.trace.attention import attention_sites
+from peftc.trace.blocks import with_output
+from tests.trace.nets import WIDTH
+from tests.trace.seen import seen, sites
+from tests.trace.test_blocks import Attending
+
+
+class Parallel(nn.Module):
+    """Attention and feed-forward side by side: (attention + feed-forward) + x, or (x + attention) + feed-forward."""
+
+    def __init__(self, last: bool) -> None:
+        super().__init__()
+        self.last, self.norm = last, nn.LayerNorm(WIDTH)
+        self.q, self.k, self.v, self.o = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        self.up, self.down = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        read = self.norm(x)
+        query, key, value = (part(read).unflatten(-1, (2, -1)).transpose(1, 2) for part in (self.q, self.k, self.v))
+        attended = self.o(nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+        fed = self.down(torch.relu(self.up(read)))
+        made: Tensor = (attended + fed) + x if self.last else (x + attended) + fed
+        return made
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_sublayers_side_by_side_have_the_stream_as_their_residual(last: bool) -> None:
+    found = sites(Parallel(last), WIDTH)
+    sublayers = [site for name in ("attention_output", "ffn") if isinstance(site := found[name], Sublayer)]
+    assert [site.residual for site in sublayers] == ["x", "x"]
+
+
+class Adding(nn.Module):
+    """An attention that adds what it reads to what it makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.norm = Attending(), nn.LayerNorm(WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.norm(x + self.attention(x))
+        return made
+
+
+def test_an_attention_that_adds_its_residual_itself_has_an_output() -> None:
+    view = seen(Adding(), WIDTH)
+    output = next(site for site in with_output(view, attention_sites(view)) if isinstance(site, Sublayer))
+    assert (output.name, output.residual, output.norm) == ("attention_output", "x", "norm")

@@ -46,11 +46,11 @@ def looking_back(model: nn.Module, observed: Observed, loaded: Loaded) -> LooksB
 
 @torch.no_grad()
 def causal_paths(model: nn.Module) -> Mapping[str, bool]:
-    """path -> whether what a module of a loaded model makes of earlier positions stays, whatever comes last.
+    """path -> whether what a loaded model makes of earlier positions stays, whatever comes last.
 
-    Every module that makes something of positions is there; of a model with an encoder and a decoder each is asked by
-    its own ids.  Nothing is, where the model reads no ids; all is causal, where it does not run so: nothing may look
-    ahead there.
+    Every module that makes something of positions is there, with what is true of all that the same ids reach; of a
+    model with an encoder and a decoder each is asked by its own.  Nothing is, where the model reads no ids; all is
+    causal, where it does not run so: nothing may look ahead there.
     """
     if next(model.parameters()).device.type == "meta" or (reads := feed(model)).ids is None:
         return {}
@@ -73,19 +73,23 @@ def _asked(model: nn.Module, reads: Feed) -> dict[nn.Module, bool]:
 
 
 def _run(model: nn.Module, reads: Feed, length: int, first: int) -> dict[nn.Module, bool] | None:
-    """What `_compared` sees, of the decoder's ids where they reach a module; None where the model does not run so."""
+    """Of every module that ids reach, the decoder's first, whether all that these reach looks back alone.
+
+    None where the model does not run so.
+    """
     device, found = next(model.parameters()).device, dict[nn.Module, bool]()
     given = reads.made(Point(2, length, 0, length), device, mask=False)
     ids = torch.arange(length, device=device) % 4 + first
     pair = torch.stack([ids, ids.index_fill(0, ids.new_tensor([length - 1]), first + 4)])
     same = {name: torch.stack([ids, ids]) for name in (str(reads.ids), *([DECODER] if is_paired(model) else []))}
-    for name in same:
+    for name in reversed(same):
         with _compared(model, length) as seen:
             try:
                 model(**given | same | {name: pair})
             except FAILURES:
                 return None
-        found |= seen
+        own = [module for module in seen if module not in found]
+        found |= dict.fromkeys(own, all(seen[module] for module in own))
     return found
 
 

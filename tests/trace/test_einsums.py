@@ -89,7 +89,7 @@ def prefixed(kind: type[Written], **settings: str) -> Tensor:
     for block in model.blocks:
         attention = kind()
         attention.load_state_dict(block.attention.state_dict())
-        block.attention = attention
+        block.attention = attention.eval()
     changed = peftc.attach(copy.deepcopy(model), spec([{"method": "prefix", "length": 3, **settings}]))
     with torch.no_grad():
         move((p for name, p in changed.named_parameters() if "_prefix" in name), by=1.0)

@@ -424,8 +424,8 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]
 def known(config: Any, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """The overrides under the config's own names; ValueError where it has no such name."""
     names = HEAD | config.to_dict().keys() | config.attribute_map.keys()
-    nearest = {key: get_close_matches(key, sorted(names), 1, 0)[0] for key in overrides.keys() - names}
-    if unknown := [f"{key} (the nearest is {name})" for key, name in nearest.items()]:
+    nearest = {key: get_close_matches(key, sorted(names), 1) for key in overrides.keys() - names}
+    if unknown := [f"{key} (the nearest is {near[0]})" if near else key for key, near in nearest.items()]:
         raise ValueError(report(f"{type(config).__name__} lacks what is overridden", {"unknown": unknown}))
     return {config.attribute_map.get(key, key): value for key, value in overrides.items()}
 
@@ -619,8 +619,14 @@ class Compiled(nn.Module):
         config = base_config(cls.config_class, base, at, config_overrides)
         options = {"config": config, "dtype": dtype, "device_map": device_map, "output_loading_info": True}
         model, info = cls.from_pretrained(base, ignore_mismatched_sizes=True, **options, **kernels, **at)
-        if other := {name for name, *_ in info["mismatched_keys"]}:
-            raise ValueError(report(f"{base} does not fit the config", {"of another shape": other}))
+        other = {name for name, *_ in info["mismatched_keys"]}
+        if strange := {name for name in other if not model.in_head(name)}:
+            raise ValueError(report(f"{base} does not fit the config", {"of another shape": strange}))
+        if other:
+            warnings.warn(
+                report(f"{base}: its head has another shape, so it starts afresh", {"fresh": other}), stacklevel=2
+            )
+            model.initialise(other)
         if unknown := {name for name in info["unexpected_keys"] if not model.in_head(name)}:
             warnings.warn(report(f"{base}: tensors that this model has no place for", {"left": unknown}), stacklevel=2)
         model.remember_base()

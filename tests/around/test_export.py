@@ -50,7 +50,7 @@ def test_gradients_of_one_graph(subject: Subject) -> None:
     alike(found, gradients(subject.moved(), given(subject)), 1e-4)
 
 
-@subjects()
+@subjects("encoder", "experts")
 def test_loaded_from_its_folder(subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernels are the base's: transformers looks in the text of a class's file for which a class may have, once."""
     subject.base().save_pretrained(tmp_path / "base")

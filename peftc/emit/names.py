@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import keyword
+import operator
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -91,7 +92,8 @@ class Names:
         start = min(self._defined[n] for n in nodes)
         end = max([start, *(u for n in nodes for u, _ in self._uses.get(n, []))])
         ordered = sorted(nodes, key=lambda n: self._defined[n])
-        hints = [h for n in ordered for h in _hints(n)] + [_fallback(n) for n in ordered]
+        hints = [h for n in ordered for h in _hints(n)] or [h for n in ordered for h in n.meta.get("given", ())]
+        hints += [_fallback(n) for n in ordered if n.target is not operator.getitem or not hints]
         return Variable(ordered, start, end, hints=hints)
 
     def _allocate(self) -> None:

@@ -45,13 +45,23 @@ def source_key(kind: str, target: Any, args: Any, frame: FrameType, until: CodeT
 
 
 def note_names(frame: FrameType | None, until: CodeType) -> None:
-    """Remember which variables of the running forwards hold which proxies, the innermost call first."""
+    """Remember which variables of the running forwards hold which proxies, the innermost call first.
+
+    What a call was given, its own name for it, comes after the names where the value was made.
+    """
     while frame is not None and frame.f_code is not until:
         held = frame.f_locals if is_user(frame.f_code) else {}
-        for name, names in ((n, v.node.meta["names"]) for n, v in held.items() if type(v) is Value):
+        for name, meta in ((n, v.node.meta) for n, v in held.items() if type(v) is Value):
+            names = meta["names"] if _made_in(frame.f_code, meta["key"]) else meta.setdefault("given", [])
             if name not in names:
                 names.append(name)
         frame = frame.f_back
+
+
+@cache
+def _made_in(code: CodeType, key: tuple[Any, ...]) -> bool:
+    """Whether a call of this code made what has this key; what the unit itself is given is anyone's."""
+    return len(key) < 4 or code.co_qualname in {name for name, _ in key[3]}
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+import operator
 import subprocess
 import sys
 from pathlib import Path
@@ -175,6 +176,24 @@ def test_no_value_takes_the_name_of_a_parameter_that_is_yet_to_be_checked() -> N
         "    x_2 = torch.neg(x)",
         "    return x, x_2",
     )
+
+
+def test_an_item_whose_name_is_taken_is_numbered() -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    first, second = (graph.call_method("split", (x, size)) for size in (2, 3))
+    halves = [graph.call_function(operator.getitem, (made, 0)) for made in (first, second)]
+    for node in (first, second):
+        node.meta["value"] = ((1, 2), (1, 2))
+    for node in halves:
+        node.meta["names"] = ["half"]
+    graph.output(tuple(halves))
+
+    class Unit(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    assert forward(Unit, graph, {}).lines[1:3] == ("    half, _ = x.split(2)", "    half_2, _ = x.split(3)")
 
 
 def test_what_differs_between_layers_is_looked_up() -> None:

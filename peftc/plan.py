@@ -14,8 +14,7 @@ from peftc.graph.sites import Layer, Site, Trace, Unit, within
 from peftc.identity import plan_hash, rank, settings
 from peftc.methods.base import Cost, Method, ModuleCall, SharedModule
 from peftc.selection import chosen, trained_parts
-from peftc.selectors import Entry, Spot
-from peftc.spec.layers import ranges
+from peftc.selectors import Entry, Spot, numbered
 from peftc.spec.schema import Spec
 
 
@@ -236,9 +235,8 @@ def _unread(placements: Sequence[Placement], trace: Trace) -> Iterator[str]:
     """The layers where something stands, though the model makes nothing of what they return."""
     used = [p.layer for p in placements if p.layer and p.layer.path in trace.unread]
     for tower in dict.fromkeys(layer.tower for layer in used):
-        layers = {layer.index for layer in used if layer.tower == tower}
-        which = f"layer{'s' if len(layers) > 1 else ''} {ranges(layers)} of the {tower}"
-        yield f"no gradient reaches {which}: what stands there never trains"
+        layers = {layer.index: layer for layer in used if layer.tower == tower}
+        yield f"no gradient reaches {numbered(list(layers.values()))} of the {tower}: what stands there never trains"
 
 
 def _is_block(module: nn.Module) -> bool:

@@ -134,7 +134,7 @@ class Entry:
         """Those that lack all that a site is part of, in a tower that has it elsewhere: they are noted."""
         without = [layer for layer in lacking if layer.tower in having and _lacks_part(layer, name, self.trace)]
         for tower in dict.fromkeys(layer.tower for layer in without):
-            where = f"{_listed([layer for layer in without if layer.tower == tower])} of the {tower}"
+            where = f"{numbered([layer for layer in without if layer.tower == tower])} of the {tower}"
             self.absent.setdefault(where, []).append(name)
         return without
 
@@ -162,7 +162,7 @@ class Entry:
         names = (*first.site_names(), *outside)
         hint = f"its sites are {', '.join(names)}" if names else "it has none that data flow could find"
         if having:
-            hint = f"{hint}; {name!r} is in {_listed(having)} of the {first.tower}"
+            hint = f"{hint}; {name!r} is in {numbered(having)} of the {first.tower}"
         if any(module.rpartition(".")[2] == name for module in self.trace.modules):
             hint = f'for modules of this name write modules: "*.{name}"; {hint}'
         untraced = dict.fromkeys(why for path, why in self.trace.untraced.items() if within(path, first.path))
@@ -198,7 +198,7 @@ class Entry:
         return self.method.layers != "all" or self.method.towers is not None
 
 
-def _listed(layers: Sequence[Layer]) -> str:
+def numbered(layers: Sequence[Layer]) -> str:
     """`layer 3`, or `layers 0-2, 5`."""
     return f"layer{'s' if len(layers) > 1 else ''} {ranges(layer.index for layer in layers)}"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -75,7 +74,7 @@ class Printer:
         if isinstance(value, str):
             return literal(value)
         if isinstance(value, float):
-            return repr(float(value)) if math.isfinite(value) else f'float("{value}")'
+            return literal(float(value))
         return "..." if value is ... else repr(value)
 
     def node(self, node: fx.Node, level: int = 0) -> str:

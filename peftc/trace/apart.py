@@ -30,19 +30,20 @@ class Apart:
     def of(self, path: str, unit: Unit) -> tuple[Instance, ...]:
         """A unit at one of its paths; where it refuses a flag that numbers decide, its linear maps before it."""
         if unit not in self.parted:
-            self.parted[unit] = tuple(self._parts(unit)) if any(self._refused(unit)) else (unit,)
+            refused = dict(self._refused(unit))
+            self.parted[unit] = tuple(self._parts(unit, refused)) if refused else (unit,)
         *maps, rest = self.parted[unit]
         index = unit.paths.index(path)
         return (*((part.paths[index], part) for part in maps), (path, rest))
 
-    def _parts(self, unit: Unit) -> Iterator[Unit]:
+    def _parts(self, unit: Unit, refused: Mapping[str, bool]) -> Iterator[Unit]:
         maps = [site for site in unit.sites if isinstance(site, Projection) and site.rows is None]
         for site in maps:
             single = replace(site, module="", node=NODE, output=NODE, mask=None, again=())
             yield alone(self.model, [f"{path}.{site.module}" for path in unit.paths], single)
         usual = self._really.get(unit.paths[0])
-        given = {flag: usual.named.get(flag) for flag, _ in self._refused(unit)} if usual else {}
-        turned = next((f"{flag}={given[flag]}" for flag, way in self._refused(unit) if given.get(flag, way) != way), "")
+        given = {flag: usual.named.get(flag) for flag in refused} if usual else {}
+        turned = next((f"{flag}={value}" for flag, value in given.items() if value != refused[flag]), "")
         why = f"goes a way that is not traced: on plain inputs its model gives {turned}" if turned else None
         others = [site for site in unit.sites if site not in maps]
         sites = (replace(site, written=why) if why and isinstance(site, Attention) else site for site in others)

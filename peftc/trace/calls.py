@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers.modeling_utils import AttentionInterface
 
-from peftc.trace.feeds import FAILURES, Point, feed, is_paired, parameters
+from peftc.trace.feeds import FAILURES, Point, feed, parameters, whole
 from peftc.trace.inputs import Scenario, inputs
 from peftc.trace.meta import LARGEST, answered, nothing_padded, numbers, patched, real_copy, shapes_only, values_as
 from peftc.trace.nested import tensors_in
@@ -71,7 +71,7 @@ def record(
 
 def _run(
     model: nn.Module, scenario: Scenario, point: Point, twins: Twins,
-    beside: Callable[[], AbstractContextManager[None]],
+    beside: Callable[[], AbstractContextManager[None]], number: int = 0,
 ) -> Recording | None:  # fmt: skip
     """One run; a module whose twin has run in it on the same shapes is not run again: it returns what that returned."""
     recording = Recording()
@@ -79,7 +79,7 @@ def _run(
         given = inputs(model, scenario, point, lambda: _watching(Recording(), twins, scenario.mask))
         if given is None:
             return None
-        with _watching(recording, twins, scenario.mask), beside():
+        with _watching(recording, twins, scenario.mask, number), beside():
             model(**given)
     return recording
 
@@ -88,15 +88,10 @@ def record_of_ones(
     model: nn.Module, scenario: Scenario, point: Point, twins: Twins, beside: Callable[[], AbstractContextManager[None]]
 ) -> Recording | None:
     """A run in which each number that is read out of a tensor is one, not zero; None where the model cannot do that."""
-    recording = Recording()
     try:
-        with torch.no_grad(), unchanged(model):
-            given = inputs(model, scenario, point, lambda: _watching(Recording(), twins, scenario.mask))
-            with _watching(recording, twins, scenario.mask, number=1), beside():
-                model(**given or {})
+        return _run(model, scenario, point, twins, beside, number=1)
     except FAILURES:
         return None
-    return recording
 
 
 def record_really(model: nn.Module, point: Point) -> Mapping[str, Recorded]:
@@ -104,11 +99,9 @@ def record_really(model: nn.Module, point: Point) -> Mapping[str, Recorded]:
     if sum(p.numel() for p in model.parameters()) > LARGEST:
         return {}
     recording, device, real = Recording(), torch.device("cpu"), real_copy(model, numbers)
-    ids = torch.zeros((point.batch, point.length), dtype=torch.long, device=device)
-    given = feed(model).made(point, device, mask=True) | ({"decoder_input_ids": ids} if is_paired(model) else {})
     try:
         with torch.no_grad(), _watching(recording, {}, padded=True):
-            real(**given)
+            real(**whole(model, feed(model), point, device, mask=True))
     except FAILURES:
         return {}
     return {path: recording.calls[m] for path, m in real.named_modules() if m in recording.calls}

@@ -12,15 +12,14 @@ import torch
 from torch import nn
 
 from peftc.graph.sites import within
-from peftc.trace.feeds import FAILURES, Feed, Point, feed, is_paired
+from peftc.trace.feeds import DECODER, FAILURES, Feed, Point, feed, is_paired
 from peftc.trace.nested import tensors_in
 from peftc.trace.observed import Observed
+from peftc.trace.state import unchanged
 
-DECODER, NUMBER = "decoder_input_ids", re.compile(r"\d+")
+NUMBER = re.compile(r"\d+")
 LENGTHS = (16, 4)  # some models pool what they read, several times; some read no more than a few
 FIRST = (1, 10)  # ids: one of them may stand for padding, or not be there
-
-
 Loaded = Callable[[str], nn.Module]
 LooksBack = Callable[[str], bool]
 
@@ -54,13 +53,10 @@ def causal_paths(model: nn.Module) -> Mapping[str, bool]:
     """
     if next(model.parameters()).device.type == "meta" or (reads := feed(model)).ids is None:
         return {}
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     paths = {module: path for path, module in model.named_modules()}
-    found = {paths[module]: answer for module, answer in _asked(model, reads).items()}
-    for module, training in modes.items():
-        module.training = training
-    return found
+    with unchanged(model):
+        model.eval()
+        return {paths[module]: answer for module, answer in _asked(model, reads).items()}
 
 
 def _asked(model: nn.Module, reads: Feed) -> dict[nn.Module, bool]:

@@ -35,8 +35,7 @@ class Elsewhere:
     def calls(self, module: nn.Module) -> Iterator[Call]:
         """The calls of one module, of every scenario at every pair of points."""
         run = self.observed.twins.get(module, module)
-        reads_ids = all(i.holds == "ids" for i in feed(self.model).inputs)
-        for points in PAIRS if reads_ids else ():
+        for points in PAIRS if feed(self.model).is_text else ():
             for scenario in self.observed.recordings:
                 pair = self._recordings(scenario, points)
                 if pair and all(run in recording.calls for recording in pair):

@@ -17,6 +17,7 @@ from peftc.trace.meta import shapes_only, values_as_zeros
 FAILURES = (
     ArithmeticError, AssertionError, AttributeError, LookupError, NameError, RuntimeError, TypeError, ValueError,
 )  # fmt: skip
+DECODER = "decoder_input_ids"
 SOUNDS = ("input_features", "input_values")
 WINDOW, STRIDE = 400, 320  # samples of the first frame of a wave, and between two frames
 SHRINKS = 8  # frames that convolutions may make one of
@@ -77,6 +78,11 @@ class Feed:
         return replace(self, inputs=tuple(i for i in self.inputs if i.holds == "ids") or self.inputs, constants={})
 
     @property
+    def is_text(self) -> bool:
+        """Whether ids are all that is read."""
+        return all(i.holds == "ids" for i in self.inputs)
+
+    @property
     def ids(self) -> str | None:
         """The parameter that takes ids."""
         return next((i.name for i in self.inputs if i.holds == "ids"), None)
@@ -117,17 +123,20 @@ def _answered(model: nn.Module, candidates: list[Feed]) -> Feed:
 
 
 def _run(model: nn.Module, candidate: Feed, point: Point, mask: bool) -> None:
-    device = next(model.parameters()).device
-    given = candidate.made(point, device, mask)
-    if is_paired(model):
-        given["decoder_input_ids"] = zeros((point.batch, point.length), torch.long, device)
+    given = whole(model, candidate, point, next(model.parameters()).device, mask)
     with torch.no_grad(), shapes_only(), values_as_zeros():
         model(**given)
 
 
+def whole(model: nn.Module, reads: Feed, point: Point, device: torch.device, mask: bool) -> dict[str, Any]:
+    """What a model is called with at a point: its feed, and a decoder's own ids."""
+    own = {DECODER: zeros((point.batch, point.length), torch.long, device)} if is_paired(model) else {}
+    return reads.made(point, device, mask) | own
+
+
 def is_paired(model: nn.Module) -> bool:
     """Whether a decoder reads ids of its own beside the encoder's input: it must, or the config says so."""
-    own, config = parameters(model).get("decoder_input_ids"), getattr(model, "config", None)
+    own, config = parameters(model).get(DECODER), getattr(model, "config", None)
     return own is not None and (own.default is own.empty or bool(getattr(config, "is_encoder_decoder", False)))
 
 

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from peftc.trace.feeds import POINTS, Feed, Point, feed, float_dtype, is_paired, parameters, zeros
+from peftc.trace.feeds import POINTS, Feed, Point, feed, float_dtype, is_paired, parameters, whole, zeros
 
 META = torch.device("meta")
 CACHE, DECODER_MASK = "past_key_values", "decoder_attention_mask"
@@ -134,11 +134,10 @@ def _kept(model: Any, run: Runner) -> str | None:
 
 def _given(model: nn.Module, reads: Feed, point: Point, before: int, mask: bool) -> dict[str, Any]:
     """What comes next, and a mask over that and what came before; with an encoder, ids and mask for both."""
-    given = reads.made(point, META, mask)
+    given = whole(model, reads, point, META, mask)
     everything = zeros((point.batch, before + point.length), torch.long, META) + 1
     if not is_paired(model):
         return given | ({str(reads.mask): everything} if before and mask and reads.mask else {})
-    given["decoder_input_ids"] = zeros((point.batch, point.length), torch.long, META)
     masked = mask and DECODER_MASK in parameters(model)
     return given | ({DECODER_MASK: everything} if masked else {})
 
@@ -156,8 +155,8 @@ def _after(
         return None
     _fill_all(cache)
     read = reads if is_paired(model) else reads.later()
-    whole = replace(point, length=before + point.length)
-    given = _given(model, read, whole, 0, mask) if scenario.whole else _given(model, read, point, before, mask)
+    again = replace(point, length=before + point.length)
+    given = _given(model, read, again, 0, mask) if scenario.whole else _given(model, read, point, before, mask)
     return {**_unheard(reads, given, encoded), **heard, name: cache}
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -104,7 +105,7 @@ class _Units:
         found: dict[str, Unit] = {}
         for unit in replace(self, untraced={}).of([p for same in paths.values() for p in same], {}):
             module = self.model.get_submodule(unit.paths[0])
-            view = View.of(module, unit.graph, self._asked(unit.paths[0]))
+            view = View.of(module, unit.graph, partial(self.looks_back, unit.paths[0]))
             if sites := feed_sites(view, causal):
                 found.update(dict.fromkeys(unit.paths, replace(unit, sites=tuple(sites))))
         return {path: tuple((p, found[p]) for p in same if p in found) for path, same in paths.items()}
@@ -116,7 +117,7 @@ class _Units:
 
     def _unit(self, paths: Sequence[str], graph: fx.Graph, inner: Mapping[str, Unit]) -> Unit:
         module = self.model.get_submodule(paths[0])
-        view = View.of(module, graph, self._asked(paths[0]), alike(self.observed.calls(module)))
+        view = View.of(module, graph, partial(self.looks_back, paths[0]), alike(self.observed.calls(module)))
         sites = self._sites(paths[0], view, inner)
         return Unit(
             type(module).__name__, type(module), graph, tuple(sites), tuple(paths), fingerprint=fingerprint(graph)
@@ -132,9 +133,6 @@ class _Units:
         within = {p[len(path) + 1 :]: u for p, u in inner.items() if p.startswith(f"{path}.")}
         units = {p: View.of(view.module.get_submodule(p), u.graph, view.causal) for p, u in within.items()}
         return [*own, *block_sites(view, {p: (unit, list(within[p].sites)) for p, unit in units.items()}, own)]
-
-    def _asked(self, path: str) -> Callable[[], bool]:
-        return lambda: self.looks_back(path)
 
     def attends(self, path: str) -> bool:
         """Whether a module attends, or something in it does."""

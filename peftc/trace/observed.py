@@ -114,7 +114,7 @@ def _examples(model: nn.Module, alike: Twins) -> tuple[tuple[Point, Point], tupl
     recordings at them.
     """
     first = _recorded(model, SCENARIOS[0], POINTS[0], alike)
-    for factor in FURTHER if all(i.holds == "ids" for i in feed(model).inputs) else ():
+    for factor in FURTHER if feed(model).is_text else ():
         second = replace(POINTS[1], length=POINTS[1].length * factor, source=POINTS[1].source * factor)
         with suppress(*FAILURES):
             other = record(model, SCENARIOS[0], second, alike)

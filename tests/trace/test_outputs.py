@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from peftc.graph.sites import Sublayer
 from peftc.trace.attention import attention_sites
 from peftc.trace.blocks import with_output
-from tests.trace.nets import WIDTH
+from tests.trace.nets import WIDTH, Attending
 from tests.trace.seen import seen, sites
-from tests.trace.test_blocks import Attending
 
 
 class Parallel(nn.Module):

@@ -82,8 +82,9 @@ class Prefix(Method):
         edit.join(site, edit.call(self.module(site)), gate)
 
     def neutral(self, call: ModuleCall) -> ModuleCall | None:
-        """Tables of no keys and no values."""
-        return ModuleCall(call.name, tuple((k, 0 if k == "length" else v) for k, v in call.arguments))
+        """Tables of no keys and no values; a trunk needs no more than one hidden number to make them."""
+        least = {"length": 0, "hidden": 1}
+        return ModuleCall(call.name, tuple((k, least.get(k, v)) for k, v in call.arguments))
 
     def cost(self, site: Site) -> Cost:
         """L (d_k + d_v), of which nothing trains where a trunk makes the tables."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any
@@ -16,6 +16,7 @@ from peftc.errors import Defect
 from peftc.graph.sites import Projection
 from peftc.plan import PlacedShared
 from peftc.rewrite.program import Body, Program
+from peftc.runtime.called import attempted, learns, outputs, perturb, run
 from peftc.runtime.examples import Filler, Recordings, real_module
 from peftc.trace.calls import Recorded
 from peftc.trace.nested import tensors_in
@@ -61,7 +62,7 @@ class UnitRun:
         meta = program.plan.trace.model.get_submodule(path)
         module, calls = real_module(meta, 7), tuple(found.calls(meta, body.unit.graph))
         base = copy.deepcopy(module).eval()
-        able = tuple((what, call) for what, call in calls if _attempted(base, call, _filler(CASES[0])))
+        able = tuple((what, call) for what, call in calls if attempted(base, call, _filler(CASES[0])))
         return cls(program, body, path, module, able, len(calls) - len(able))
 
     @property
@@ -90,8 +91,8 @@ class UnitRun:
             base = self._real(case)
             own = self._as(emitted, case)
             for what, call in calls:
-                if expected := _attempted(base, call, _filler(case, self.own)):
-                    self._same(expected, _run(own, call, _filler(case, self.own)), f"{what}, {case}")
+                if expected := attempted(base, call, _filler(case, self.own)):
+                    self._same(expected, run(own, call, _filler(case, self.own)), f"{what}, {case}")
                     compared += 1
         return compared
 
@@ -108,11 +109,11 @@ class UnitRun:
             for addition in self.body.additions:
                 own.get_submodule(addition.name).eval()
             for what, call in self.calls:
-                wanted, found = (_outputs(module, call, _filler(case, self.own)) for module in (base, own))
+                wanted, found = (outputs(module, call, _filler(case, self.own)) for module in (base, own))
                 where = f"no effect, {what}, {case}"
                 self._same(wanted, found, where, self.exact and not self.parts)
                 if self.exact and self.parts:
-                    self._same(_outputs(dense, call, _filler(case, self.own)), found, where)
+                    self._same(outputs(dense, call, _filler(case, self.own)), found, where)
         return len(cases) * len(self.calls)
 
     def gradients(self, emitted: ModuleType) -> tuple[int, set[str]]:
@@ -129,9 +130,9 @@ class UnitRun:
             for name, parameter in present.items():
                 parameter.requires_grad_(name in trains)
                 if name in trains:
-                    _perturb(parameter, attempt)
-            _run(own, self.calls[attempt % len(self.calls)][1], _filler(CASES[0]), freeze=False)
-            moved |= {name for name, p in present.items() if _learns(p)}
+                    perturb(parameter, attempt)
+            run(own, self.calls[attempt % len(self.calls)][1], _filler(CASES[0]), every=False)
+            moved |= {name for name, p in present.items() if learns(p)}
             planned = self._planned(present)
             if moved >= planned:
                 break
@@ -147,9 +148,9 @@ class UnitRun:
             base = self._real(CASES[0])
             present = {f"{self.path}.{name}": p for name, p in base.named_parameters()}
             for name in present.keys() & trains:
-                _perturb(present[name], attempt)
-            _run(base, self.calls[attempt % len(self.calls)][1], _filler(CASES[0]))
-            left = {name for name in left if not _learns(present[name])}
+                perturb(present[name], attempt)
+            run(base, self.calls[attempt % len(self.calls)][1], _filler(CASES[0]))
+            left = {name for name in left if not learns(present[name])}
         return left
 
     def _planned(self, present: Collection[str]) -> set[str]:
@@ -164,7 +165,9 @@ class UnitRun:
         return implementation(self.module)
 
     def _real(self, case: Case) -> nn.Module:
-        module = copy.deepcopy(self.module).to(case.dtype).train(case.training)
+        """The base's module, on the same numbers in memory: nothing writes into them."""
+        held: Any = {id(p): nn.Parameter(p.data, p.requires_grad) for p in self.module.parameters()}
+        module = copy.deepcopy(self.module, held).to(case.dtype).train(case.training)
         config: Any = getattr(module, "config", None)
         if config is not None:
             config._attn_implementation = "eager" if case.eager else self.own
@@ -240,60 +243,9 @@ def _placed(emitted: Any) -> Iterator[tuple[str, tuple[type[nn.Module], int | No
         yield from ((path, (unit, number)) for path, number in emitted.expand(pattern))
 
 
-def _perturb(parameter: nn.Parameter, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator).to(parameter.dtype))
-
-
-def _learns(parameter: nn.Parameter) -> bool:
-    """Whether some entry has a gradient: neither zero nor no number."""
-    return parameter.grad is not None and bool(parameter.grad.nan_to_num().ne(0).any())
-
-
 def _kind(tensor: torch.Tensor) -> str:
     return f"{tuple(tensor.shape)} of {tensor.dtype}"
 
 
 def _filler(case: Case, own: str | None = None) -> Filler:
     return Filler(SEED, case.dtype, added=case.eager and own != "eager")
-
-
-def _run(module: nn.Module, call: Recorded, fill: Filler, freeze: bool = True) -> tuple[Any, Any]:
-    """Outputs, and the gradients of the parameters, of one call on inputs that depend on the call alone."""
-    module.zero_grad(set_to_none=True)
-    if freeze:
-        module.requires_grad_(True)
-    outputs = _outputs(module, call, fill)
-    _backward(tensors_in(outputs))
-    return outputs, [p.grad for p in module.parameters() if p.grad is not None]
-
-
-def _outputs(module: nn.Module, call: Recorded, fill: Filler) -> Any:
-    named, extra = fill(dict(call.named)), fill(dict(call.extra))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        return type(module).forward(module, **named, **extra)
-
-
-def _attempted(base: nn.Module, call: Recorded, fill: Filler) -> tuple[Any, Any] | None:
-    """What a run of the base's own module gives; None where it does not run so, as in bfloat16 or without a mask.
-
-    Nor does a run tell anything that gives no finite number.
-    """
-    try:
-        found = _run(base, call, fill)
-    except (RuntimeError, TypeError):
-        return None
-    floats = [t for t in tensors_in(found[0]) if t.is_floating_point()]
-    return None if floats and not any(bool(t.isfinite().any()) for t in floats) else found
-
-
-def _backward(outputs: Iterable[torch.Tensor]) -> None:
-    total = sum((t.float() * _weights(t)).sum() for t in outputs if t.requires_grad)
-    if isinstance(total, torch.Tensor):
-        total.backward()
-
-
-def _weights(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.randn(tensor.shape, generator=torch.Generator().manual_seed(tensor.dim()))

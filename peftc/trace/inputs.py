@@ -171,9 +171,11 @@ def _encoded(model: Any, reads: Feed, given: dict[str, Any], run: Runner) -> dic
     if not (is_paired(model) and "encoder_outputs" in parameters(model) and getattr(model, "get_encoder", None)):
         return {}
     encoder, main = model.get_encoder(), reads.inputs[0].name
-    own = {name: value for name, value in given.items() if name in parameters(encoder)}
-    if own.keys().isdisjoint((main, encoder.main_input_name)):
-        own[encoder.main_input_name] = given[main]
+    names = parameters(encoder)
+    own = {name: value for name, value in given.items() if name in names}
+    first = getattr(encoder, "main_input_name", next(iter(names)))
+    if own.keys().isdisjoint((main, first)):
+        own[first] = given[main]
     with torch.no_grad(), run():
         return {"encoder_outputs": encoder(**own)}
 

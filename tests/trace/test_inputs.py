@@ -75,3 +75,38 @@ def test_what_an_encoder_said_comes_in_place_of_the_picture(cache: Any) -> None:
     assert given is not None
     assert given["encoder_outputs"].dim() == 4
     assert "pixel_values" not in given
+
+
+class Reading(nn.Module):
+    """An encoder that calls the ids by a name of its own, and does not say which."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(11, 4, device="meta")
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        states: torch.Tensor = self.table(words)
+        return states
+
+
+class Retelling(nn.Module):
+    """A decoder beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reading, self.config = Reading(), SimpleNamespace(is_encoder_decoder=True, use_cache=True)
+
+    def get_encoder(self) -> nn.Module:
+        return self.reading
+
+    def forward(
+        self, input_ids: Any = None, decoder_input_ids: Any = None, encoder_outputs: Any = None,
+        past_key_values: Any = None, use_cache: bool = False,
+    ) -> SimpleNamespace:  # fmt: skip
+        return SimpleNamespace(past_key_values=SimpleNamespace(layers=[]))
+
+
+def test_an_encoder_that_does_not_name_its_input_is_given_what_its_model_reads() -> None:
+    given = inputs(Retelling(), Scenario(mask=True, cache="single"), POINTS[0], nullcontext)
+    assert given is not None
+    assert given["encoder_outputs"].shape[-1] == 4

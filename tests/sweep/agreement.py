@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from transformers import PreTrainedModel
 
@@ -30,13 +28,17 @@ def otherwise_by_products(model: PreTrainedModel, base: PreTrainedModel, inputs:
 
 def _written_out(model: PreTrainedModel, inputs: Inputs) -> torch.Tensor | None:
     """What a model answers with eager attention in every part; None where it does not."""
-    eager = copy.deepcopy(model)
-    for config in {id(c): c for m in eager.modules() if (c := getattr(m, "config", None)) is not None}.values():
+    configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}.values()
+    before = [config._attn_implementation for config in configs]
+    for config in configs:
         config._attn_implementation = "eager"
     try:
-        return answer(eager, inputs)
+        return answer(model, inputs)
     except (RuntimeError, TypeError, ValueError, AttributeError):
         return None
+    finally:
+        for config, own in zip(configs, before, strict=True):
+            config._attn_implementation = own
 
 
 def ahead(model: PreTrainedModel, trace: Trace) -> str:

@@ -85,11 +85,11 @@ class Editor:
         if site.sum is None:
             return self.output(site)
         before = self.node(site.sum)
-        beside = [n for n in before.all_input_nodes if n.name != site.output]
-        follows = any(n.name == site.residual for n in beside)
-        total = self._copy(before, {} if follows else {n: self.residual(site) for n in beside})
+        beside = {n.name: n for n in before.all_input_nodes if n.name != site.output}
+        total = self._copy(before, {} if site.residual in beside else {n: self.residual(site) for n in beside.values()})
         norm = self.node(site.norm) if site.norm else None
-        normed = self._copy(norm, {slots.first(norm): total}) if norm else total
+        weights = {n: self._copy(n, {}) for n in norm.all_input_nodes if n.op == "get_attr"} if norm else {}
+        normed = self._copy(norm, {slots.first(norm): total, **weights}) if norm else total
         normed.meta.update(name=f"{self._name}_input", names=[])
         return normed
 

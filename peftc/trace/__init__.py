@@ -13,13 +13,13 @@ from peftc.graph.sites import Parameter, Trace
 from peftc.trace.causal import Loaded, looking_back
 from peftc.trace.layers import layers
 from peftc.trace.model import UNBUILT, build, shallow, skeleton, smaller
+from peftc.trace.norms import is_norm
 from peftc.trace.observed import observe
 from peftc.trace.probes import installed
 from peftc.trace.reach import reached, reaches, unreached
 from peftc.trace.singles import singles
 from peftc.trace.state import unchanged
 from peftc.trace.values import TraceFailure
-from peftc.trace.views import is_norm
 
 if TYPE_CHECKING:
     from peftc.spec.schema import Base

@@ -14,12 +14,12 @@ from torch import fx, nn
 from peftc.graph import dataflow
 from peftc.graph.sites import Attention, Projection, Site, Sublayer
 from peftc.trace.mixing import mixing
+from peftc.trace.norms import is_normed
 from peftc.trace.residual import adds_streams, computes, joins, operands, origin, stream, taken_in
 from peftc.trace.views import (
     View,
     find,
     is_flat,
-    is_norm,
     is_turned,
     output_projection,
     parameter_behind,
@@ -176,7 +176,7 @@ def _entry(view: View, way: list[fx.Node]) -> fx.Node:
         if len(readers) != 1:
             return way[0]
         node = readers[0]
-    return node if is_norm(view.called(node)) else way[0]
+    return node if is_normed(view, node) else way[0]
 
 
 def _made(view: View, total: fx.Node, output: fx.Node, x: fx.Node, name: str) -> Sublayer:
@@ -191,12 +191,17 @@ def _made(view: View, total: fx.Node, output: fx.Node, x: fx.Node, name: str) ->
 
 def _post_norm(view: View, total: fx.Node) -> str | None:
     """The norm that alone reads a sum, or a view of it, or None."""
-    readers = list(view.flow.successors(total))
+    readers = _readers(view, total)
     while len(readers) == 1 and dataflow.is_move(readers[0]):
-        readers = list(view.flow.successors(readers[0]))
-    if len(readers) != 1 or not is_norm(view.called(readers[0])):
+        readers = _readers(view, readers[0])
+    if len(readers) != 1 or not is_normed(view, readers[0]):
         return None
     return readers[0].name
+
+
+def _readers(view: View, node: fx.Node) -> list[fx.Node]:
+    """What is made from a node, its sizes left out."""
+    return [n for n in view.flow.successors(node) if dataflow.holds_tensor(n)]
 
 
 def _feed_forward(view: View, taken: set[str], attends: set[fx.Node]) -> list[Site]:

@@ -72,13 +72,6 @@ def linear_shape(module: nn.Module, node: fx.Node) -> tuple[int, int] | None:
     return sizes if tuple(sorted(weight.shape)) == tuple(sorted(sizes)) else None
 
 
-def is_norm(module: nn.Module | None) -> bool:
-    """A childless module whose parameters are vectors and whose class says that it normalises."""
-    if module is None or any(True for _ in module.children()):
-        return False
-    return "norm" in type(module).__name__.lower() and all(p.dim() <= 1 for p in module.parameters())
-
-
 def projection(view: View, node: fx.Node, way: list[fx.Node]) -> Projection:
     """A linear, or the part of it whose features arrive at the end of a way that starts at it."""
     module = view.called(node)

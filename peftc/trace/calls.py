@@ -163,7 +163,8 @@ def _watching(recording: Recording, twins: Twins, padded: bool, number: int = 0)
 def _is_unit(module: nn.Module) -> bool:
     """Whether a module can be a unit: it has children, or a matrix of its own."""
     weight = getattr(module, "weight", None)
-    return any(True for _ in module.children()) or (isinstance(weight, torch.Tensor) and weight.dim() == 2)
+    own = [weight, *module.parameters(recurse=False)]
+    return any(True for _ in module.children()) or any(isinstance(w, torch.Tensor) and w.dim() == 2 for w in own)
 
 
 def _snapshot(value: Any) -> Any:

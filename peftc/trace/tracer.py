@@ -38,7 +38,7 @@ from peftc.trace.values import (
     is_plain,
 )
 
-UNTRACEABLE = (TraceFailure, RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError)
+UNTRACEABLE = (TraceFailure, AssertionError, RuntimeError, TypeError, ValueError, AttributeError, LookupError)
 LITERALS = (int, float, str, complex, type(None), type(...), torch.dtype, torch.device)
 
 

@@ -13,7 +13,7 @@ from peftc.trace import trace_model
 from peftc.trace.inputs import SCENARIOS
 from peftc.trace.model import skeleton
 from peftc.trace.observed import observe
-from tests.trace.nets import WIDTH, Attending, Block, Net, attached
+from tests.trace.nets import WIDTH, Attending, Block, Net, attached, made
 
 
 class Plain(Attending):
@@ -75,3 +75,22 @@ def test_lengths_that_are_padded_to_one_are_told_apart() -> None:
     }
     assert lengths == {16, 96}
     attached(model, {"method": "adapter", "bottleneck": 2})
+
+
+class Bare(nn.Module):
+    """An attention on weights that no module holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps = nn.Parameter(torch.ones(WIDTH, 3 * WIDTH))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (part.unflatten(-1, (2, 4)).transpose(1, 2) for part in (x @ self.maps).chunk(3, dim=-1))
+        return nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def test_a_module_of_a_matrix_alone_is_seen_to_be_called() -> None:
+    net = made(Block)
+    for block in net.blocks:
+        block.attention = Bare()
+    assert not trace_model(net).untraced

@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from peftc.graph.branches import Guard, assume, choose, enter, inputs, is_flag, leave
+from peftc.graph.dataflow import is_move, name_of
 
 CHEAP = (getattr, operator.getitem, choose)
 
@@ -29,13 +30,17 @@ class Statement:
 
 @dataclass(eq=False)
 class Branch:
-    """An `if`: its condition, both bodies, and the nodes that choose between their values."""
+    """An `if`: its condition, both bodies, and the nodes that choose between their values.
+
+    Where a body has ended, at an index of its own, the chosen values get the names of the choices.
+    """
 
     condition: str | fx.Node
     if_true: list[Item] = field(default_factory=list)
     if_false: list[Item] = field(default_factory=list)
     phis: list[fx.Node] = field(default_factory=list)
     index: int = 0
+    ends: tuple[int, int] = (0, 0)
 
 
 Item = Statement | Branch
@@ -114,7 +119,7 @@ def _inline(graph: fx.Graph, phis: set[fx.Node], slots: set[fx.Node], unpacked: 
         root[node] = node
         if node.op in ("placeholder", "output") or node in phis or node in slots or node in unpacked or node in chosen:
             continue
-        if node.op == "get_attr" or _is_cheap_read(node):
+        if node.op == "get_attr" or _is_cheap_read(node) or _is_spread(node):
             inline.add(node)
         elif _foldable(node, inline, root, order):
             inline.add(node)
@@ -140,10 +145,35 @@ def _foldable(node: fx.Node, inline: set[fx.Node], root: dict[fx.Node, fx.Node],
     if node.target is choose:
         return True
     while walk is not target:
-        if root[walk] is not target and walk not in inline and walk.target not in CHEAP:
+        passed = root[walk] is target or walk in inline or walk.target in CHEAP
+        if not passed and not (_is_view(node) and _is_pure(walk)):
             return False
         walk = walk.next
     return order[target] > order[node]
+
+
+def _is_view(node: fx.Node) -> bool:
+    """Whether a node only says how to see a tensor, or what size it has."""
+    return is_move(node) or name_of(node) == "size"
+
+
+def _is_pure(node: fx.Node) -> bool:
+    """Whether a node changes no tensor that is there already: a function, or a tensor's method, that says so."""
+    name = name_of(node)
+    changes = node.op == "call_module" or not name or name.endswith("_") or node.target is operator.setitem
+    return not changes and isinstance(_example(node), (torch.Tensor, int))
+
+
+def _is_spread(node: fx.Node) -> bool:
+    """Sizes that one call has all of, in their order: they stand there behind a star."""
+    sizes, items = _example(node), list(node.users)
+    if not isinstance(sizes, torch.Size) or [_index(item, node) for item in items] != [*range(len(sizes))]:
+        return False
+    return len({user for item in items for user in item.users}) == 1 and not any(map(_hints, (node, *items)))
+
+
+def _example(value: Any) -> Any:
+    return value.meta.get("value", (None,))[0] if isinstance(value, fx.Node) else value
 
 
 def _times_used(user: fx.Node, node: fx.Node) -> int:
@@ -224,7 +254,9 @@ def _number(items: list[Item], start: int) -> int:
         item.index = start
         start += 1
         if isinstance(item, Branch):
-            start = _number(item.if_false, _number(item.if_true, start))
+            true = _number(item.if_true, start)
+            false = _number(item.if_false, true + 2)
+            item.ends, start = (true, false), false + 2
     return start
 
 

@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
-import builtins
 import keyword
 import operator
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-import torch
 from torch import fx
 
 from peftc.emit.blocks import Body, Branch, Item, Statement, flat
+from peftc.emit.hints import continued, fallback, hints, own_names
+from peftc.emit.lives import Lives, Span, meet
 from peftc.graph.branches import assume, inputs
 
-# What an operator's result is called where the source has no name for it.
-WORDS = {
-    "mul": "product",
-    "add": "total",
-    "sub": "difference",
-    "truediv": "ratio",
-    "eq": "same",
-    "ne": "differs",
-    "getitem": "part",
-}
 RESERVED = frozenset({"self", "base", "torch", "nn", "math", "super", "_", *keyword.kwlist})
 
 
 @dataclass(eq=False)
 class Variable:
-    """The nodes that share one name, from the first definition to the last use."""
+    """The nodes that share one name, from the first definition on, and when it must not be another's."""
 
     nodes: list[fx.Node]
     start: int
-    end: int
+    spans: list[Span]
     name: str = ""
     hints: list[str] = field(default_factory=list)
 
@@ -47,10 +37,11 @@ class Names:
         self._avoid = RESERVED | set(avoid)
         self._uses = _uses(graph, body)
         self._defined = {n: 0 for n in graph.nodes if n.op == "placeholder"} | dict(_definitions(body.items))
+        self._lives = Lives(body)
         self._variables = self._grouped()
         self.aliases: dict[fx.Node, str] = {}
-        self._allocate()
         self._of = {n: v for v in self._variables for n in v.nodes}
+        self._allocate()
 
     def __getitem__(self, node: fx.Node) -> str:
         return self._of[node].name
@@ -90,21 +81,31 @@ class Names:
 
     def _variable(self, nodes: list[fx.Node]) -> Variable:
         start = min(self._defined[n] for n in nodes)
-        end = max([start, *(u for n in nodes for u, _ in self._uses.get(n, []))])
+        spans = [span for n in nodes for span in self._lives.spans(n, self._defined[n], self._uses.get(n, []))]
         ordered = sorted(nodes, key=lambda n: self._defined[n])
-        hints = [h for n in ordered for h in _hints(n)] or [h for n in ordered for h in n.meta.get("given", ())]
-        hints += [_fallback(n) for n in ordered if n.target is not operator.getitem or not hints]
-        return Variable(ordered, start, end, hints=hints)
+        return Variable(ordered, start, spans, hints=hints(ordered))
 
     def _allocate(self) -> None:
         """Give each variable its first free hint; one in the way moves to another name of its own if it has one."""
-        self._taken = [Variable([], 0, last, name) for name, last in _asked(self._body).items()]
+        self._taken = [Variable([], 0, [Span(0, last)], name) for name, last in _asked(self._body).items()]
         for variable in sorted(self._variables, key=lambda v: v.start):
+            variable.hints += self._further(variable)
             if variable.nodes[0].op != "placeholder":
                 self._name(variable)
             else:
                 variable.name = variable.hints[0]
             self._taken.append(variable)
+
+    def _further(self, variable: Variable) -> list[str]:
+        """The names of what a variable's values were made of, if that is what they still are; the words for how."""
+        found = []
+        for node in variable.nodes:
+            source = continued(node)
+            while source is not None and source not in self._of:
+                source = continued(source)
+            found += [self._of[source].name] if source is not None and self._of[source].name else []
+        words = [fallback(n) for n in variable.nodes if n.target is not operator.getitem or not variable.hints]
+        return found + words
 
     def _name(self, variable: Variable) -> None:
         blocking = self._blocking(variable, variable.hints[0])
@@ -119,7 +120,7 @@ class Names:
     def _other_name(self, variable: Variable) -> str | None:
         if any(by is n for n in variable.nodes if n.op == "placeholder" for _, by in self._uses[n]):
             return None
-        own = [h for n in variable.nodes for h in _hints(n)]
+        own = [h for n in variable.nodes for h in own_names(n)]
         free = (h for h in own if h not in self._avoid and h != variable.name and not self._blocking(variable, h))
         return next(free, None)
 
@@ -144,22 +145,7 @@ def _is_phi_of(group: list[fx.Node], value: fx.Node) -> bool:
 def _overlap(a: Variable, b: Variable) -> bool:
     if a.start == b.start:
         return True
-    return a.start < b.end and b.start < a.end
-
-
-def _hints(node: fx.Node) -> list[str]:
-    own = [str(node.target)] if node.op == "placeholder" else []
-    named = [node.meta["name"]] if node.meta.get("name") else []
-    return [h for h in (*own, *named, *node.meta.get("names", ())) if h != "_"]
-
-
-def _fallback(node: fx.Node) -> str:
-    if isinstance(node.meta.get("value", (None,))[0], torch.Size):
-        return "shape"
-    text = str(node.target) if isinstance(node.target, str) else getattr(node.target, "__name__", "value")
-    word = re.sub(r"\W|^(?=\d)", "_", text.rsplit(".", 1)[-1]).strip("_").lower()
-    word = WORDS.get(word, word)
-    return word if word.isidentifier() and word not in vars(builtins) else "value"
+    return any(meet(one, a.nodes, other, b.nodes) for one in a.spans for other in b.spans)
 
 
 def _candidates(hints: list[str]) -> Iterator[str]:
@@ -175,7 +161,7 @@ def _definitions(items: Iterable[Item]) -> Iterator[tuple[fx.Node, int]]:
         if isinstance(item, Statement):
             yield from ((n, item.index) for n in item.defines() if n.op != "placeholder")
         else:
-            yield from ((phi, item.index) for phi in item.phis)
+            yield from ((phi, item.ends[1] + 1) for phi in item.phis)
 
 
 def _uses(graph: fx.Graph, body: Body) -> dict[fx.Node, list[tuple[int, fx.Node]]]:
@@ -207,9 +193,8 @@ def _uses(graph: fx.Graph, body: Body) -> dict[fx.Node, list[tuple[int, fx.Node]
         else:
             for name in set(re.findall(r"\w+", item.condition)) & set(placeholders):
                 uses[placeholders[name]].append((item.index, placeholders[name]))
-        last = max([item.index, *(i.index for i in flat([*item.if_true, *item.if_false]))])
         for phi in item.phis:
-            for value in phi.args[1:]:
+            for value, end in zip(phi.args[1:], item.ends, strict=True):
                 if isinstance(value, fx.Node):
-                    uses[value].append((last, phi))
+                    uses[value].append((end + 1, phi))
     return uses

@@ -290,11 +290,5 @@ def _inherit(new: fx.Node, old: Any) -> None:
     """The variable's name and the example values of a node whose place another one takes."""
     if not isinstance(old, fx.Node):
         return
-    new.meta["names"] = list(old.meta.get("names") or [_word(old)])
-    new.meta.update({key: old.meta[key] for key in ("name", "value") if key in old.meta})
-
-
-def _word(node: fx.Node) -> str:
-    """What a value without a variable is called: the last word of what makes it."""
-    words = [part.lower() for part in str(node.target).split(".")] if isinstance(node.target, str) else []
-    return next((word for word in reversed(words) if word.isidentifier()), "hidden_states")
+    new.meta.update(names=list(old.meta.get("names", ())), replaces=old.name)
+    new.meta.update({key: old.meta[key] for key in ("name", "stored", "value") if key in old.meta})

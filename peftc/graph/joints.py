@@ -72,9 +72,7 @@ def _join_call(edit: Editor, site: Attention, tables: fx.Node, gate: fx.Node | N
             part.meta["names"] = [name]
     edit.comment(joined)
     for name, bias in slots.biases(call, states):
-        wider = edit.apply("beside_prefix", bias, tables)
-        edit.take_over(wider, bias)
-        call.update_kwarg(name, wider)
+        call.update_kwarg(name, edit.apply("beside_prefix", bias, tables))
     slots.write(call, key, parts)
     edit.keys[site.node] = parts[0]
 
@@ -85,17 +83,17 @@ def _join_products(edit: Editor, site: Attention, written: Written, tables: fx.N
     scores, value = dataflow.tensors(softmax)[0], dataflow.tensors(total)[-1]
     key_table, value_table = (edit.insert("call_function", getitem, (tables, i)) for i in range(2))
     key_table.meta["names"], value_table.meta["names"] = ["prefix_key"], ["prefix_value"]
+    edit.comment(tables)
     first = _scores(edit, written, key_table, gate)
     wider = edit.insert("call_function", torch.cat, ((first, scores), -1), softmax)
     _instead(edit, softmax, scores, wider, "scores")
-    edit.comment(wider)
     for view in map(edit.node, written.views):
         _resize(edit, view)
     for mask in map(edit.node, written.masks):
         _widen(edit, mask, tables)
     order, along = written.value_order, written.value_order.index(2)
     states = permuted(edit, value, _inverse(order), total)
-    own = edit.insert("call_function", modules.prefix_like, (value_table, states, written.heads, *_given(gate)), total)
+    own = edit.insert("call_function", modules.prefix_like, (value_table, states, *_given(gate)), total)
     learnt = permuted(edit, own, order, total)
     longer = edit.insert("call_function", torch.cat, ((learnt, value), along - len(order)), total)
     _instead(edit, total, value, longer, "value")
@@ -110,19 +108,21 @@ def _widen(edit: Editor, filled: fx.Node, tables: fx.Node) -> None:
 
 def _instead(edit: Editor, reader: fx.Node, old: fx.Node, new: fx.Node, name: str) -> None:
     edit.take_over(new, old)
-    new.meta["names"] = old.meta.get("names") or [name]
+    new.meta["names"] = [*old.meta.get("names", ()), name]
     reader.replace_input_with(old, new)
 
 
 def _scores(edit: Editor, written: Written, table: fx.Node, gate: fx.Node | None) -> fx.Node:
     """The scores of the learnt keys, as the softmax reads them."""
     product = edit.node(written.scores)
-    *added, _, key = dataflow.tensors(product)
+    *added, query, key = dataflow.tensors(product)
     if written.key_order == TURNED:
-        keys = edit.apply("prefix_like", table, key, written.heads, *_given(gate), turned=True)
+        states = query if _alike(query, key) else edit.insert("call_method", "transpose", (key, -1, -2))
+        own = edit.apply("prefix_like", table, states, *_given(gate))
+        keys = edit.insert("call_method", "transpose", (own, -1, -2))
     else:
         states = permuted(edit, key, _inverse(written.key_order))
-        own = edit.apply("prefix_like", table, states, written.heads, *_given(gate))
+        own = edit.apply("prefix_like", table, states, *_given(gate))
         keys = permuted(edit, own, written.key_order)
     for scale in map(edit.node, written.scales):
         source = dataflow.scaled(scale)
@@ -143,10 +143,17 @@ def _scores(edit: Editor, written: Written, table: fx.Node, gate: fx.Node | None
     return copies[written.last]
 
 
+def _alike(query: fx.Node, key: fx.Node) -> bool:
+    """Whether queries say all that is to be known of turned keys: as many axes, one batch, the width of a head."""
+    ours, theirs = (node.meta["value"][0].shape for node in (query, key))
+    return len(ours) == len(theirs) and ours[0] == theirs[0] and ours[-1] == theirs[-2]
+
+
 def _own_bias(edit: Editor, node: fx.Node, step: Copied) -> fx.Node:
     """Of a bias (…, 1, keys), what the own key of each query has: (…, queries, 1)."""
     (scores, _), *_ = step.reads
     queries = edit.insert("call_method", "size", (edit.node(scores), -2), node)
+    queries.meta["names"] = ["queries"]
     start = edit.insert("call_function", neg, (queries,), node)
     last = edit.insert("call_method", "narrow", (edit.node(str(step.bias)), -1, start, queries), node)
     own = edit.insert("call_method", "transpose", (last, -1, -2), node)
@@ -168,10 +175,19 @@ def _resize(edit: Editor, view: fx.Node, like: fx.Node | None = None) -> None:
     source, *given = view.args
     sizes = list(given[0]) if isinstance(given[0], (tuple, list)) else given
     assert isinstance(source, fx.Node)
-    for axis in (i for i, size in enumerate(sizes[:-1]) if size == -1 and like):
-        sizes[axis] = edit.insert("call_method", "size", (like, axis), view)
+    if like and -1 in sizes[:-1]:
+        sizes[:-1] = _leading(edit, like, view)
     sizes[-1] = edit.insert("call_method", "size", (source, -1), view)
     view.args = (source, *sizes)
+
+
+def _leading(edit: Editor, like: fx.Node, before: fx.Node) -> list[fx.Node]:
+    """The sizes of all axes but the last."""
+    shape = like.meta["value"][0].shape[:-1]
+    whole = edit.insert("call_function", getattr, (like, "shape"), before)
+    leading = edit.insert("call_function", getitem, (whole, slice(None, -1)), before)
+    leading.meta["value"] = (shape, shape)
+    return [edit.insert("call_function", getitem, (leading, axis), before) for axis in range(len(shape))]
 
 
 def _given(gate: fx.Node | None) -> tuple[fx.Node, ...]:

@@ -3,20 +3,15 @@
 import torch
 
 
-def prefix_like(
-    table: torch.Tensor,
-    states: torch.Tensor,
-    heads: int,
-    gate: torch.Tensor | None = None,
-    turned: bool = False,
-) -> torch.Tensor:
-    """Keys or values (length, heads * width) as (batch, heads, length, width), or as `states` have it; times a gate.
+def prefix_like(table: torch.Tensor, states: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
+    """Keys or values (length, heads * width) as (batch, heads, length, width), times a gate.
 
-    States may have batch and heads in one axis; turned, they end in (width, length).
+    `states` (batch, heads, ..., width) say the batch and the width; they may have batch and heads in one axis, and
+    then what is returned has so, too.
     """
-    table = table.to(states.device).unflatten(-1, (heads, -1)).transpose(0, 1)[None]
+    table = table.to(states.device).unflatten(-1, (-1, states.shape[-1])).transpose(0, 1)
+    heads = table.shape[0]
     table = table if gate is None else table * gate.reshape(-1, 1, 1, 1)
     batch = states.shape[0] if states.dim() == 4 else states.shape[0] // heads
-    table = table.to(states.dtype).expand(batch, -1, -1, -1)
-    table = table.transpose(-1, -2) if turned else table
-    return table.reshape(*states.shape[:-2], *table.shape[-2:])
+    table = table.to(states.dtype).expand(batch, heads, -1, -1)
+    return table if states.dim() == 4 else table.flatten(0, 1)

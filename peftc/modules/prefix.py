@@ -103,11 +103,10 @@ def with_prefix(
     None under causal attention means what torch's `is_causal` means, that query i sees the keys 0 to i: the keys of a
     static cache go on beyond the last query.
     """
-    heads, keys = key.shape[1:3]
-    length, queries = prefix[0].shape[0], query.shape[2]
+    length, queries, keys = prefix[0].shape[0], query.shape[2], key.shape[2]
 
     def joined(table: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        return torch.cat([prefix_like(table, states, heads, gate), states], dim=2)
+        return torch.cat([prefix_like(table, states, gate), states], dim=2)
 
     if mask is None and causal and queries > 1:
         blocked = torch.finfo(query.dtype).min

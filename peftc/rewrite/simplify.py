@@ -108,7 +108,8 @@ def _take_over(graph: fx.Graph, call: fx.Node, extent: Extent, result: Any, insi
     if isinstance(result, fx.Node):
         call.meta["value"] = result.meta["value"]
         if result.name in here:
-            call.meta["names"] = list(here[result.name].meta.get("names", ()))
+            made = here[result.name].meta
+            call.meta.update(names=list(made.get("names", ())), stored=made.get("stored"))
             _redirect(here[result.name], call, inside, extent)
         return
     call.meta["value"] = tuple(tuple(_value(item, i) for item in result) for i in range(2))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dis
 import operator
 from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -14,6 +16,12 @@ import torch
 from peftc.trace.values import Value
 
 OWN = tuple(f"{folder}/" for folder in (Path(torch.__file__).parent, Path(__file__).parent))
+NO_RESULT = (
+    "UNPACK",
+    "STORE",
+    "LOAD_FAST",
+    "FOR_ITER",
+)  # of these, or of several values, one that is stored is no news
 Position = tuple[int | None, int | None, int | None, int | None]
 
 
@@ -56,6 +64,18 @@ def note_names(frame: FrameType | None, until: CodeType) -> None:
             if name not in names:
                 names.append(name)
         frame = frame.f_back
+
+
+def stored(frame: FrameType) -> str | None:
+    """The variable of a running call that takes what its present instruction makes."""
+    return _stores(frame.f_code).get(frame.f_lasti)
+
+
+@cache
+def _stores(code: CodeType) -> dict[int, str]:
+    """The offset of each instruction whose result goes straight into a variable -> that variable."""
+    steps = pairwise(dis.get_instructions(code))
+    return {a.offset: b.argval for a, b in steps if b.opname == "STORE_FAST" and not a.opname.startswith(NO_RESULT)}
 
 
 @cache

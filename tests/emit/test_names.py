@@ -1,0 +1,117 @@
+"""What values are called that the source has no name for."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from peftc.emit.hints import fallback
+from peftc.emit.statements import forward
+from peftc.graph.branches import Guard, choose
+from peftc.graph.editor import Editor
+from peftc.graph.sites import Projection
+from peftc.methods.ia3 import IA3
+from peftc.trace.frames import _stores
+
+
+class Unit(nn.Module):
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        return x
+
+
+def made(node: fx.Node, *shape: int, **meta: Any) -> fx.Node:
+    node.meta.update(value=(torch.zeros(shape), torch.zeros(shape)), **meta)
+    return node
+
+
+def test_no_variable_is_a_number() -> None:
+    class Listed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.parts(x)
+            return found
+
+    graph = fx.Tracer().trace(Listed())
+    editor, site = Editor(graph), Projection("ffn_down", "parts.2", "parts_2", "parts_2", 12, 8)
+    with editor.at(site, "ffn_down_ia3", "ia3"):
+        IA3().rewrite(site, editor)
+    assert {fallback(node) for node in graph.nodes if node.op == "call_module"} == {"parts"}
+
+
+def test_a_value_is_called_what_it_becomes_or_what_it_was() -> None:
+    graph = fx.Graph()
+    x = made(graph.placeholder("x"), 2, 3, 8)
+    q = made(graph.call_module("q_proj", (x,)), 2, 3, 8)
+    apart = made(graph.call_method("unflatten", (q, -1, (2, 4))), 2, 3, 2, 4)
+    heads = made(graph.call_method("transpose", (apart, 1, 2)), 2, 2, 3, 4, names=["query_states"])
+    states = made(graph.call_module("mlp", (x,)), 2, 3, 8, names=["states"])
+    dropped = made(graph.call_module("dropout", (states,)), 2, 3, 8)
+    total = graph.call_function(operator.add, (dropped, dropped))
+    graph.output((heads, heads, total))
+    q.meta["comment"] = "lora on q"
+    assert forward(Unit, graph, {}).lines[1:] == (
+        "    query_states = self.q_proj(x)  # lora on q",
+        "    query_states = query_states.unflatten(-1, (2, 4)).transpose(1, 2)",
+        "    states = self.mlp(x)",
+        "    states = self.dropout(states)",
+        "    return query_states, query_states, states + states",
+    )
+
+
+def test_each_side_of_a_branch_may_use_a_name_on_its_way() -> None:
+    """attended = dropout(softmax(x)) where a mask is given, else dropout(relu(x)): two lines on each side."""
+    graph = fx.Graph()
+    x = made(graph.placeholder("x"), 2, 8)
+    graph.placeholder("mask")
+    sides = []
+    for side, function in ((True, "softmax"), (False, "relu")):
+        guard = {"guard": (Guard("mask is not None", side),), "names": ["attended"]}
+        first = made(graph.call_module(function, (x,)), 2, 8, **guard)
+        sides.append(made(graph.call_module("dropout", (first,)), 2, 8, **guard))
+    graph.output(made(graph.call_function(choose, ("mask is not None", *sides)), 2, 8, names=["attended"]))
+    assert forward(Unit, graph, {}).lines[1:] == (
+        "    if mask is not None:",
+        "        attended = self.softmax(x)",
+        "        attended = self.dropout(attended)",
+        "    else:",
+        "        attended = self.relu(x)",
+        "        attended = self.dropout(attended)",
+        "    return attended",
+    )
+
+
+def test_values_that_a_branch_swaps_keep_apart() -> None:
+    """first, second = (b, a) if a mask is given else (a, b)."""
+    graph = fx.Graph()
+    x = made(graph.placeholder("x"), 2, 8)
+    graph.placeholder("mask")
+    a, b = (made(graph.call_module(n, (x,)), 2, 8, names=[name]) for n, name in (("p", "first"), ("q", "second")))
+    guard = {"guard": (Guard("mask is not None", True),), "names": ["first"]}
+    c = made(graph.call_module("r", (a,)), 2, 8, **guard)
+    chosen = [
+        made(graph.call_function(choose, ("mask is not None", one, other)), 2, 8, names=[name])
+        for one, other, name in ((b, c, "first"), (c, b, "second"))
+    ]
+    graph.output(tuple(chosen))
+    lines = "\n".join(line.removeprefix("    ") for line in forward(Unit, graph, {}).lines[1:-1])
+    values: dict[str, Any] = {"x": 1, "mask": 1}
+    values["self"] = type("Calls", (), {n: staticmethod(lambda v, n=n: f"{n}({v})") for n in "pqr"})
+    exec(lines, values)
+    assert forward(Unit, graph, {}).lines[-1].split()[1:] != ["first,", "first"]
+    returned = forward(Unit, graph, {}).lines[-1].removeprefix("    return ")
+    assert eval(returned, values) == ("q(1)", "r(p(1))")
+
+
+def test_the_variable_that_takes_a_result_is_read_from_the_code() -> None:
+    def source(x: Any) -> Any:
+        y = x.norm(x)
+        a, b = y.split(2)
+        return a + b
+
+    assert list(_stores(source.__code__).values()) == ["y"]

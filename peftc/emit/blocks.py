@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from peftc.emit.tuples import packed
 from peftc.graph.branches import Guard, assume, choose, enter, inputs, is_flag, leave
 from peftc.graph.dataflow import is_move, name_of
 
@@ -81,7 +82,7 @@ def _under(node: fx.Node, condition: object) -> bool:
 def _unpacking(node: fx.Node) -> tuple[fx.Node | None, ...] | None:
     """The items of a tuple that is only ever taken apart into named values; None where it is not."""
     indices = {user: index for user in node.users if (index := _index(user, node)) is not None}
-    if not node.users or is_phi(node) or len(indices) != len(node.users):
+    if not node.users or is_phi(node) or node.target is packed or len(indices) != len(node.users):
         return None
     value = node.meta.get("value", ((None,) * (1 + max(indices.values())),))[0]
     if not isinstance(value, (tuple, list)):

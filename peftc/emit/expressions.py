@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 
 from peftc.emit.literal import literal
+from peftc.emit.tuples import packed
 from peftc.graph.branches import (
     LiftedFloat,
     LiftedInt,
@@ -114,6 +115,8 @@ class Printer:
             if is_flag(node):
                 return condition, 0
             return f"{self.value(args[1], 1)} if {condition} else {self.value(args[2], 1)}", 0
+        if target is packed:
+            return self.value(args[0]), ATOM
         if target is base_forward:
             return f"super().forward{self.call(args, node.kwargs)}", ATOM
         if target is lookup:

@@ -16,7 +16,9 @@ from peftc.emit.expressions import BINARY, Globals, Printer
 from peftc.emit.layout import INDENT, WIDTH, commented, indented, wrapped
 from peftc.emit.literal import literal
 from peftc.emit.names import Names
+from peftc.emit.tuples import with_tuples
 from peftc.graph.branches import assume
+from peftc.rewrite.passes import copied
 
 STARS: Mapping[object, str] = {Parameter.VAR_POSITIONAL: "*", Parameter.VAR_KEYWORD: "**"}
 
@@ -32,7 +34,8 @@ class Forward:
 
 def forward(base: type[nn.Module], graph: fx.Graph, aliases: Mapping[str, str]) -> Forward:
     """The forward of a class derived from `base`; `aliases` are the import names of the base's own modules."""
-    used = Globals(aliases)
+    used, graph = Globals(aliases), copied(graph)
+    with_tuples(graph)
     body = blocks(graph)
     names = Names(graph, body, avoid=_functions(graph))
     printer = Printer(lambda n: None if n in body.inline else names[n], used)

@@ -66,6 +66,21 @@ def note_names(frame: FrameType | None, until: CodeType) -> None:
         frame = frame.f_back
 
 
+def tuples(frame: FrameType, args: tuple[Any, ...]) -> dict[int, tuple[str, int]]:
+    """Where a call is handed a tuple that the code around it has put together, whole or item by item.
+
+    Position -> the variable, and how many items it has.
+    """
+    held = {n: v for n, v in frame.f_locals.items() if type(v) is tuple and any(type(item) is Value for item in v)}
+    places = [(name, items, place) for name, items in held.items() for place in range(len(args))]
+    return {place: (name, len(items)) for name, items, place in places if _hands_on(items, args[place:])}
+
+
+def _hands_on(items: tuple[Any, ...], args: tuple[Any, ...]) -> bool:
+    apart = len(args) >= len(items) and all(a is b for a, b in zip(items, args, strict=False))
+    return args[0] is items or apart
+
+
 def stored(frame: FrameType) -> str | None:
     """The variable of a running call that takes what its present instruction makes."""
     return _stores(frame.f_code).get(frame.f_lasti)

@@ -18,7 +18,7 @@ from peftc.graph.branches import SelfReference, assume, enter, inputs, leave
 from peftc.trace.absent import absent
 from peftc.trace.constants import axis_read, constant, is_cut, is_none
 from peftc.trace.extras import each_once, reads, wanted
-from peftc.trace.frames import caller, note_names, source_key, stored
+from peftc.trace.frames import caller, note_names, source_key, stored, tuples
 from peftc.trace.live import Live, State
 from peftc.trace.remembered import Remembered
 from peftc.trace.source import told
@@ -131,7 +131,7 @@ class Tracer(fx.proxy.TracerBase):
         node = self.graph.create_node(kind, target, lowered, keywords)
         own, grad = caller(frame), torch.is_grad_enabled()
         node.meta.update(value=points, key=key, names=[], grad=grad, instruction=(own.f_code, own.f_lasti))
-        node.meta.update(absent=absent(own, keywords, self.paths), stored=stored(own))
+        node.meta.update(absent=absent(own, keywords, self.paths), stored=stored(own), tuples=tuples(own, args))
         self.live.note(node)
         note_names(frame, Tracer.trace.__code__)
         return self._told(Value(node, self)) if node.meta["key"] in self.known.missing else Value(node, self)

@@ -158,23 +158,18 @@ def added(x: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
     return (x + delta).to(x.dtype)
 
 
-def prefix_like(
-    table: torch.Tensor,
-    states: torch.Tensor,
-    heads: int,
-    gate: torch.Tensor | None = None,
-    turned: bool = False,
-) -> torch.Tensor:
-    """Keys or values (length, heads * width) as (batch, heads, length, width), or as `states` have it; times a gate.
+def prefix_like(table: torch.Tensor, states: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
+    """Keys or values (length, heads * width) as (batch, heads, length, width), times a gate.
 
-    States may have batch and heads in one axis; turned, they end in (width, length).
+    `states` (batch, heads, ..., width) say the batch and the width; they may have batch and heads in one axis, and
+    then what is returned has so, too.
     """
-    table = table.to(states.device).unflatten(-1, (heads, -1)).transpose(0, 1)[None]
+    table = table.to(states.device).unflatten(-1, (-1, states.shape[-1])).transpose(0, 1)
+    heads = table.shape[0]
     table = table if gate is None else table * gate.reshape(-1, 1, 1, 1)
     batch = states.shape[0] if states.dim() == 4 else states.shape[0] // heads
-    table = table.to(states.dtype).expand(batch, -1, -1, -1)
-    table = table.transpose(-1, -2) if turned else table
-    return table.reshape(*states.shape[:-2], *table.shape[-2:])
+    table = table.to(states.dtype).expand(batch, heads, -1, -1)
+    return table if states.dim() == 4 else table.flatten(0, 1)
 
 
 def with_prefix(
@@ -192,11 +187,10 @@ def with_prefix(
     None under causal attention means what torch's `is_causal` means, that query i sees the keys 0 to i: the keys of a
     static cache go on beyond the last query.
     """
-    heads, keys = key.shape[1:3]
-    length, queries = prefix[0].shape[0], query.shape[2]
+    length, queries, keys = prefix[0].shape[0], query.shape[2], key.shape[2]
 
     def joined(table: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        return torch.cat([prefix_like(table, states, heads, gate), states], dim=2)
+        return torch.cat([prefix_like(table, states, gate), states], dim=2)
 
     if mask is None and causal and queries > 1:
         blocked = torch.finfo(query.dtype).min
@@ -221,9 +215,10 @@ class BertSelfAttention(base.BertSelfAttention):
                 "BertSelfAttention was compiled for past_key_values=None: recompile for a base that gives another"
             )
         input_shape = hidden_states.shape[:-1]
-        query_layer = self.query(hidden_states).view(*input_shape, -1, self.attention_head_size).transpose(1, 2)
-        key_layer = self.key(hidden_states).view(*input_shape, -1, self.attention_head_size).transpose(1, 2)
-        value_layer = self.value(hidden_states).view(*input_shape, -1, self.attention_head_size).transpose(1, 2)
+        hidden_shape = (*input_shape, -1, self.attention_head_size)
+        query_layer = self.query(hidden_states).view(*hidden_shape).transpose(1, 2)
+        key_layer = self.key(hidden_states).view(*hidden_shape).transpose(1, 2)
+        value_layer = self.value(hidden_states).view(*hidden_shape).transpose(1, 2)
         attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, base.eager_attention_forward
         )

@@ -75,23 +75,18 @@ class Prefix(nn.Module):
         return draw.normal(0.02)
 
 
-def prefix_like(
-    table: torch.Tensor,
-    states: torch.Tensor,
-    heads: int,
-    gate: torch.Tensor | None = None,
-    turned: bool = False,
-) -> torch.Tensor:
-    """Keys or values (length, heads * width) as (batch, heads, length, width), or as `states` have it; times a gate.
+def prefix_like(table: torch.Tensor, states: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
+    """Keys or values (length, heads * width) as (batch, heads, length, width), times a gate.
 
-    States may have batch and heads in one axis; turned, they end in (width, length).
+    `states` (batch, heads, ..., width) say the batch and the width; they may have batch and heads in one axis, and
+    then what is returned has so, too.
     """
-    table = table.to(states.device).unflatten(-1, (heads, -1)).transpose(0, 1)[None]
+    table = table.to(states.device).unflatten(-1, (-1, states.shape[-1])).transpose(0, 1)
+    heads = table.shape[0]
     table = table if gate is None else table * gate.reshape(-1, 1, 1, 1)
     batch = states.shape[0] if states.dim() == 4 else states.shape[0] // heads
-    table = table.to(states.dtype).expand(batch, -1, -1, -1)
-    table = table.transpose(-1, -2) if turned else table
-    return table.reshape(*states.shape[:-2], *table.shape[-2:])
+    table = table.to(states.dtype).expand(batch, heads, -1, -1)
+    return table if states.dim() == 4 else table.flatten(0, 1)
 
 
 def with_prefix(
@@ -109,11 +104,10 @@ def with_prefix(
     None under causal attention means what torch's `is_causal` means, that query i sees the keys 0 to i: the keys of a
     static cache go on beyond the last query.
     """
-    heads, keys = key.shape[1:3]
-    length, queries = prefix[0].shape[0], query.shape[2]
+    length, queries, keys = prefix[0].shape[0], query.shape[2], key.shape[2]
 
     def joined(table: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        return torch.cat([prefix_like(table, states, heads, gate), states], dim=2)
+        return torch.cat([prefix_like(table, states, gate), states], dim=2)
 
     if mask is None and causal and queries > 1:
         blocked = torch.finfo(query.dtype).min
@@ -151,11 +145,10 @@ class GPT2Attention(base.GPT2Attention):
                 "GPT2Attention is not compiled for such inputs: isinstance(past_key_values, EncoderDecoderCache)"
             )
         query_states, key_states, value_states = self.c_attn(hidden_states).split(self.split_size, dim=2)
-        shape = key_states.shape[:-1]
-        key_states = key_states.view((*shape, -1, self.head_dim)).transpose(1, 2)
-        value_states = value_states.view((*shape, -1, self.head_dim)).transpose(1, 2)
-        shape = query_states.shape[:-1]
-        query_states = query_states.view((*shape, -1, self.head_dim)).transpose(1, 2)
+        shape_kv = (*key_states.shape[:-1], -1, self.head_dim)
+        key_states = key_states.view(shape_kv).transpose(1, 2)
+        value_states = value_states.view(shape_kv).transpose(1, 2)
+        query_states = query_states.view((*query_states.shape[:-1], -1, self.head_dim)).transpose(1, 2)
         if past_key_values is not None:
             key_states, value_states = past_key_values.update(key_states, value_states, self.layer_idx)
         attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(
@@ -175,8 +168,7 @@ class GPT2Attention(base.GPT2Attention):
             scaling=self.scaling,
             **kwargs,
         )
-        shape = attn_output.shape[:-2]
-        attn_output = attn_output.reshape(*shape, -1).contiguous()
+        attn_output = attn_output.reshape(*attn_output.shape[:-2], -1).contiguous()
         attn_output = self.c_proj(attn_output)
         return self.resid_dropout(attn_output), attn_weights
 

@@ -99,12 +99,13 @@ class LlamaAttention(base.LlamaAttention):
 
     def forward(self, hidden_states, position_embeddings=None, attention_mask=None, past_key_values=None, **kwargs):
         input_shape = hidden_states.shape[:-1]
-        q_proj = added(self.q_proj(hidden_states), self.q_proj_lora(hidden_states))  # lora on q
-        query_states = q_proj.view((*input_shape, -1, self.head_dim)).transpose(1, 2)
-        k_proj = added(self.k_proj(hidden_states), self.k_proj_lora(hidden_states))  # lora on k
-        key_states = k_proj.view((*input_shape, -1, self.head_dim)).transpose(1, 2)
-        v_proj = added(self.v_proj(hidden_states), self.v_proj_lora(hidden_states))  # lora on v
-        value_states = v_proj.view((*input_shape, -1, self.head_dim)).transpose(1, 2)
+        hidden_shape = (*input_shape, -1, self.head_dim)
+        query_states = added(self.q_proj(hidden_states), self.q_proj_lora(hidden_states))  # lora on q
+        query_states = query_states.view(hidden_shape).transpose(1, 2)
+        key_states = added(self.k_proj(hidden_states), self.k_proj_lora(hidden_states))  # lora on k
+        key_states = key_states.view(hidden_shape).transpose(1, 2)
+        value_states = added(self.v_proj(hidden_states), self.v_proj_lora(hidden_states))  # lora on v
+        value_states = value_states.view(hidden_shape).transpose(1, 2)
         cos, sin = position_embeddings
         query_states, key_states = base.apply_rotary_pos_emb(query_states, key_states, cos, sin)
         if past_key_values is not None:
@@ -123,8 +124,8 @@ class LlamaAttention(base.LlamaAttention):
             **kwargs,
         )
         attn_output = attn_output.reshape(*input_shape, -1).contiguous()
-        o_proj = added(self.o_proj(attn_output), self.o_proj_lora(attn_output))  # lora on o
-        return o_proj, attn_weights
+        attn_output = added(self.o_proj(attn_output), self.o_proj_lora(attn_output))  # lora on o
+        return attn_output, attn_weights
 
 
 class LlamaDecoderLayer(base.LlamaDecoderLayer):
@@ -158,10 +159,11 @@ class LlamaDecoderLayer(base.LlamaDecoderLayer):
         )
         residual = residual + hidden_states
         hidden_states = self.post_attention_layernorm(residual)
-        gate_proj = added(self.mlp.gate_proj(hidden_states), self.gate_proj_lora(hidden_states))  # lora on ffn_gate
-        act_fn = self.mlp.act_fn(gate_proj)
-        up_proj = added(self.mlp.up_proj(hidden_states), self.up_proj_lora(hidden_states))  # lora on ffn_up
-        product = act_fn * up_proj
+        # lora on ffn_gate
+        gate_proj_output = added(self.mlp.gate_proj(hidden_states), self.gate_proj_lora(hidden_states))
+        gate_proj_output = self.mlp.act_fn(gate_proj_output)
+        up_proj_output = added(self.mlp.up_proj(hidden_states), self.up_proj_lora(hidden_states))  # lora on ffn_up
+        product = gate_proj_output * up_proj_output
         hidden_states = added(self.mlp.down_proj(product), self.down_proj_lora(product))  # lora on ffn_down
         return residual + hidden_states
 

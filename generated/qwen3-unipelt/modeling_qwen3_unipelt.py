@@ -168,23 +168,18 @@ def added(x: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
     return (x + delta).to(x.dtype)
 
 
-def prefix_like(
-    table: torch.Tensor,
-    states: torch.Tensor,
-    heads: int,
-    gate: torch.Tensor | None = None,
-    turned: bool = False,
-) -> torch.Tensor:
-    """Keys or values (length, heads * width) as (batch, heads, length, width), or as `states` have it; times a gate.
+def prefix_like(table: torch.Tensor, states: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
+    """Keys or values (length, heads * width) as (batch, heads, length, width), times a gate.
 
-    States may have batch and heads in one axis; turned, they end in (width, length).
+    `states` (batch, heads, ..., width) say the batch and the width; they may have batch and heads in one axis, and
+    then what is returned has so, too.
     """
-    table = table.to(states.device).unflatten(-1, (heads, -1)).transpose(0, 1)[None]
+    table = table.to(states.device).unflatten(-1, (-1, states.shape[-1])).transpose(0, 1)
+    heads = table.shape[0]
     table = table if gate is None else table * gate.reshape(-1, 1, 1, 1)
     batch = states.shape[0] if states.dim() == 4 else states.shape[0] // heads
-    table = table.to(states.dtype).expand(batch, -1, -1, -1)
-    table = table.transpose(-1, -2) if turned else table
-    return table.reshape(*states.shape[:-2], *table.shape[-2:])
+    table = table.to(states.dtype).expand(batch, heads, -1, -1)
+    return table if states.dim() == 4 else table.flatten(0, 1)
 
 
 def with_prefix(
@@ -202,11 +197,10 @@ def with_prefix(
     None under causal attention means what torch's `is_causal` means, that query i sees the keys 0 to i: the keys of a
     static cache go on beyond the last query.
     """
-    heads, keys = key.shape[1:3]
-    length, queries = prefix[0].shape[0], query.shape[2]
+    length, queries, keys = prefix[0].shape[0], query.shape[2], key.shape[2]
 
     def joined(table: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        return torch.cat([prefix_like(table, states, heads, gate), states], dim=2)
+        return torch.cat([prefix_like(table, states, gate), states], dim=2)
 
     if mask is None and causal and queries > 1:
         blocked = torch.finfo(query.dtype).min
@@ -232,17 +226,18 @@ class Qwen3Attention(base.Qwen3Attention):
 
     def forward(self, hidden_states, position_embeddings, attention_mask, past_key_values=None, **kwargs):
         input_shape = hidden_states.shape[:-1]
+        hidden_shape = (*input_shape, -1, self.head_dim)
         # lora on q, gated
-        q_proj = added(
+        query_states = added(
             self.q_proj(hidden_states), self.q_proj_lora_gate(hidden_states) * self.q_proj_lora(hidden_states)
         )
-        query_states = self.q_norm(q_proj.view((*input_shape, -1, self.head_dim))).transpose(1, 2)
-        key_states = self.k_norm(self.k_proj(hidden_states).view((*input_shape, -1, self.head_dim))).transpose(1, 2)
+        query_states = self.q_norm(query_states.view(hidden_shape)).transpose(1, 2)
+        key_states = self.k_norm(self.k_proj(hidden_states).view(hidden_shape)).transpose(1, 2)
         # lora on v, gated
-        v_proj = added(
+        value_states = added(
             self.v_proj(hidden_states), self.v_proj_lora_gate(hidden_states) * self.v_proj_lora(hidden_states)
         )
-        value_states = v_proj.view((*input_shape, -1, self.head_dim)).transpose(1, 2)
+        value_states = value_states.view(hidden_shape).transpose(1, 2)
         cos, sin = position_embeddings
         query_states, key_states = base.apply_rotary_pos_emb(query_states, key_states, cos, sin)
         if past_key_values is not None:

@@ -116,13 +116,14 @@ def _inline(graph: fx.Graph, phis: set[fx.Node], slots: set[fx.Node], unpacked: 
     root: dict[fx.Node, fx.Node] = {}
     order = {n: i for i, n in enumerate(graph.nodes)}
     chosen = {a for p in phis for a in p.args[1:] if isinstance(a, fx.Node)}
+    asked = {guard.condition for n in graph.nodes for guard in n.meta.get("guard", ())}
     for node in reversed(list(graph.nodes)):
         root[node] = node
         if node.op in ("placeholder", "output") or node in phis or node in slots or node in unpacked or node in chosen:
             continue
         if node.op == "get_attr" or _is_cheap_read(node) or _is_spread(node):
             inline.add(node)
-        elif _foldable(node, inline, root, order):
+        elif not (node.target is choose and node in asked) and _foldable(node, inline, root, order):
             inline.add(node)
             root[node] = root[next(iter(node.users))]
     return inline

@@ -114,6 +114,8 @@ class Printer:
             condition = args[0] if isinstance(args[0], str) else self.value(args[0], 1)
             if is_flag(node):
                 return condition, 0
+            if args[1] is True and all(map(_is_bool, (args[0], args[2]))):
+                return f"{condition} or {self.value(args[2], 1)}", 0
             return f"{self.value(args[1], 1)} if {condition} else {self.value(args[2], 1)}", 0
         if target is packed:
             return self.value(args[0]), ATOM
@@ -190,6 +192,12 @@ def _without_defaults(function: Any, kwargs: Mapping[str, Any]) -> Mapping[str, 
     defaults = {name: parameters[name].default for name in kwargs if name in parameters}
     said = [n for n, v in kwargs.items() if n not in defaults or type(v) is not type(defaults[n]) or v != defaults[n]]
     return {name: kwargs[name] for name in said}
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, str) or (
+        isinstance(value, fx.Node) and isinstance(value.meta.get("value", (None,))[0], bool)
+    )
 
 
 def _unpacked(values: Sequence[Any]) -> tuple[fx.Node | None, int]:

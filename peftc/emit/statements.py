@@ -153,7 +153,8 @@ def negated(condition: str) -> str:
     if condition.endswith(" is not None"):
         return condition.removesuffix(" is not None") + " is None"
     written = ast.parse(condition, mode="eval").body
-    if isinstance(written, ast.Compare) and len(written.ops) == 1 and condition.count(" != ") == 1:
-        return condition.replace(" != ", " == ")
+    for one, other in ((" != ", " == "), (" == ", " != ")):
+        if isinstance(written, ast.Compare) and len(written.ops) == 1 and condition.count(one) == 1:
+            return condition.replace(one, other)
     alone = isinstance(written, ast.Name | ast.Attribute | ast.Call | ast.Subscript)
     return f"not {condition}" if alone else f"not ({condition})"

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
 import torch
 from torch import fx
 
-from peftc.graph.branches import assume, enter, leave
+from peftc.graph.branches import assume, enter, inputs, leave
 from peftc.trace.nested import tensors_in
 from peftc.trace.values import Point, is_plain
 
 LIMITS = (torch.finfo, torch.iinfo)
+ARITHMETIC = (operator.add.__module__, math.__name__)
+EXTREMES = (max, min)
 
 
 def constant(target: Any, args: tuple[Any, ...], points: tuple[Point, Point]) -> tuple[Any] | None:
     """The value of a node that no input can change, in a tuple; None where it must stay a node."""
     if target in (operator.setitem, enter, leave, assume) or type(points[0]) not in (int, float, str):
         return None
-    if _of_dtype(target, args) or _counted(target, args):
+    if _of_dtype(target, args) or _counted(target, args) or _computed(target, args):
         return None
     return (points[0],) if points[0] == points[1] else None
 
@@ -37,6 +40,16 @@ def _counted(target: Any, args: tuple[Any, ...]) -> bool:
     if target is operator.getitem and source is not None and source.op == "call_method":
         return _counted(source.target, source.args)
     return isinstance(target, str) and source is not None and not is_plain(source.meta["value"][0])
+
+
+def _computed(target: Any, args: tuple[Any, ...]) -> bool:
+    """Whether a number is made of sizes that vary: that both examples leave the same over says nothing of others."""
+    counts = getattr(target, "__module__", "") in ARITHMETIC and target is not operator.getitem
+    return (counts or target in EXTREMES) and any(map(_varies, inputs(args)))
+
+
+def _varies(node: fx.Node) -> bool:
+    return type(node.meta["value"][0]) is int
 
 
 def axis_read(target: Any, args: tuple[Any, ...]) -> tuple[str, int] | None:

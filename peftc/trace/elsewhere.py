@@ -22,11 +22,16 @@ def times(point: Point, factor: int) -> Point:
 
 FEW = (Point(batch=7, length=2, past=1, source=3), Point(batch=8, length=3, past=2, source=4))
 PAIRS: tuple[Pair, ...] = (FEW, *(tuple(times(point, factor) for point in POINTS) for factor in FACTORS))
+ODD = ((20, 0), (0, 20))  # pixels down and across: few windows of patches divide as many
+ODD_PAIRS: tuple[Pair, ...] = tuple(tuple(replace(point, beyond=more) for point in POINTS) for more in ODD)
 
 
 @dataclass(frozen=True, eq=False)
 class Elsewhere:
-    """A model that reads ids on fewer of them, and on many more; each run is made once."""
+    """A model that reads ids on fewer of them, and on many more; or that sees, on further pictures.
+
+    Each run is made once.
+    """
 
     model: nn.Module
     observed: Observed
@@ -35,11 +40,18 @@ class Elsewhere:
     def calls(self, module: nn.Module) -> Iterator[Call]:
         """The calls of one module, of every scenario at every pair of points."""
         run = self.observed.twins.get(module, module)
-        for points in PAIRS if feed(self.model).is_text else ():
+        for points in self._pairs():
             for scenario in self.observed.recordings:
                 pair = self._recordings(scenario, points)
                 if pair and all(run in recording.calls for recording in pair):
                     yield tuple(recording.calls[run] for recording in pair)
+
+    def _pairs(self) -> tuple[Pair, ...]:
+        reads = feed(self.model)
+        if reads.is_text:
+            return PAIRS
+        sizes = {tuple(i.shape(point) for i in reads.inputs) for (point, _) in (POINTS, *ODD_PAIRS)}
+        return ODD_PAIRS if len(sizes) > 1 else ()
 
     def _recordings(self, scenario: Scenario, points: Pair) -> tuple[Recording, ...]:
         """One recording per point; none where the model cannot be run at these sizes."""

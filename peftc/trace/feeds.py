@@ -28,7 +28,8 @@ _FOUND: WeakKeyDictionary[nn.Module, Feed] = WeakKeyDictionary()
 class Point:
     """Example sizes: every dimension differs from the other point's.
 
-    `source` is the length of an encoder's input, `image` the side of an image in sides that the config names.
+    `source` is the length of an encoder's input, `image` the side of an image in sides that the config names, `beyond`
+    what its height and its width have beside that.
     """
 
     batch: int
@@ -36,6 +37,7 @@ class Point:
     past: int
     source: int
     image: int = 1
+    beyond: tuple[int, int] = (0, 0)
 
 
 POINTS = (Point(batch=2, length=7, past=6, source=9), Point(batch=3, length=11, past=5, source=13, image=2))
@@ -210,8 +212,13 @@ def _pictures(names: Collection[str], values: Mapping[str, Any]) -> Iterator[Inp
     side, channels = values.get("image_size", 224), values.get("num_channels", 3)
     high, wide = side if isinstance(side, (list, tuple)) else (side, side)
     frames = (values["num_frames"],) if "num_frames" in values else ()
-    yield Input("pixel_values", lambda p: (p.batch, *frames, channels, high * p.image, wide * p.image))
+    yield Input("pixel_values", lambda p: (p.batch, *frames, channels, *_sides(p, high, wide)))
     yield Input("pixel_values", lambda p: (p.batch, *frames, channels, high, wide))
+
+
+def _sides(point: Point, high: int, wide: int) -> tuple[int, int]:
+    down, across = point.beyond
+    return high * point.image + down, wide * point.image + across
 
 
 def _sounds(names: Collection[str], values: Mapping[str, Any]) -> Iterator[Input]:

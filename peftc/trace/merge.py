@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from difflib import SequenceMatcher
 from typing import Any
 
+import torch
 from torch import fx
 
 from peftc.graph.branches import Guard, LiftedStr, assume, choose, moved
@@ -20,7 +21,7 @@ Condition = str | fx.Node | None
 def merged_by_decisions(graphs: Sequence[fx.Graph]) -> fx.Graph:
     """The graph of traces that went apart at what they computed: each such branch becomes a condition."""
     first, *others = graphs
-    split = next((key for other in others if (key := _first_difference(first, other)) is not None), None)
+    split = _first_difference([outcomes(graph) for graph in graphs])
     if split is None:
         for other in others:
             first = merge(first, other, None)
@@ -33,10 +34,10 @@ def _outcome(graph: fx.Graph, key: Any) -> bool:
     return outcomes(graph).get(key, False)
 
 
-def _first_difference(a: fx.Graph, b: fx.Graph) -> Any:
-    """The key of the first decision that two traces took differently."""
-    ours, theirs = outcomes(a), outcomes(b)
-    return next((key for key, outcome in ours.items() if theirs.get(key, outcome) != outcome), None)
+def _first_difference(taken: Sequence[Mapping[Hashable, bool]]) -> Hashable | None:
+    """The key of the first decision that traces took differently, of one that all have come to if there is any."""
+    keys = [k for k in dict.fromkeys(k for own in taken for k in own) if len({own[k] for own in taken if k in own}) > 1]
+    return next((key for key in keys if all(key in own for own in taken)), next(iter(keys), None))
 
 
 def merge(if_true: fx.Graph, if_false: fx.Graph, condition: str | None) -> fx.Graph:
@@ -75,8 +76,14 @@ class _Merger:
         if node.op != "placeholder" and not self._is_size(node):
             if self.condition is None:
                 fail(f"{told(node)} is computed in some calls only, and nothing says in which")
-            copy.meta["guard"] = (Guard(self.condition, branch), *copy.meta["guard"])
+            copy.meta["guard"] = self._inside(copy.meta["guard"], Guard(self.condition, branch))
         table[node] = copy
+
+    def _inside(self, guards: tuple[Guard, ...], *own: Guard) -> tuple[Guard, ...]:
+        """Guards behind those under which the condition itself is computed: it is known nowhere else."""
+        condition = self.condition
+        around = condition.meta.get("guard", ()) if isinstance(condition, fx.Node) else ()
+        return (*around, *own, *(g for g in guards if g not in around))
 
     def _both(self, a: fx.Node, b: fx.Node) -> None:
         if a.target is assume and a.args[1] != b.args[1]:
@@ -170,6 +177,12 @@ class _Merger:
     def _choice(self, a: Any, b: Any) -> fx.Node:
         if self.condition is None:
             fail(f"what is {told(a)} in some calls is {told(b)} in others, and nothing says in which")
+        for side, value, other in ((True, a, b), (False, b, a)):
+            if self._makes(other, side, value):
+                return self._freed(other)
+        for one, other in ((a, b), (b, a)):
+            if isinstance(one, bool) and _asks_facts(self.condition) and self._is_free(other):
+                self._freed(other)
         nodes: list[fx.Node] = list(self.graph.nodes)
         for node in nodes:
             if node.target is choose and node.args == (self.condition, a, b):
@@ -179,16 +192,46 @@ class _Merger:
             node = self.graph.call_function(choose, (self.condition, a, b))
         source = a if isinstance(a, fx.Node) else b
         meta = source.meta if isinstance(source, fx.Node) else {}
-        guard, names = self._shared_guard(a, b), list(meta.get("names", ()))
+        guard = self._shared_guard(a, b)
+        names = [] if isinstance(a, bool) or isinstance(b, bool) else list(meta.get("names", ()))
         node.meta.update(key=("choose", str(self.condition)), names=names, guard=guard, scope=())
         node.meta["value"] = meta.get("value", (a, a))
         return node
 
+    def _makes(self, choice: Any, side: bool, value: Any) -> bool:
+        """Whether a choice on a widened condition is this value where the condition that widened it takes this side."""
+        if not isinstance(choice, fx.Node) or choice.target is not choose:
+            return False
+        condition, *values = choice.args
+        if not isinstance(condition, fx.Node) or condition not in self.widened:
+            return False
+        widened_by, *there = condition.args
+        own = there[0 if side else 1]
+        return widened_by is self.condition and isinstance(own, bool) and values[0 if own else 1] is value
+
+    def _is_free(self, node: Any) -> bool:
+        """Whether a node asks for sizes or dtypes of what is there whatever the branch."""
+        if not isinstance(node, fx.Node) or not node.args or not _is_fact(node):
+            return False
+        return all(self._is_free(n) for n in node.all_input_nodes if self._guarded(n))
+
+    def _freed(self, node: fx.Node) -> fx.Node:
+        """A node, out of the branch, with what it reads."""
+        for read in filter(self._guarded, node.all_input_nodes):
+            self._freed(read)
+        node.meta["guard"] = tuple(g for g in node.meta["guard"] if g.condition != self.condition)
+        return node
+
     def _shared_guard(self, a: Any, b: Any) -> tuple[Guard, ...]:
-        """What both values stand under beside the condition itself; a choice between them is made only there."""
+        """What both values stand under beside the condition itself; a choice between them is made only there.
+
+        A widened guard of one of them holds wherever the other is taken.
+        """
         guards = [n.meta.get("guard", ()) for n in (a, b) if isinstance(n, fx.Node)]
         further = [tuple(g for g in guard if g.condition != self.condition) for guard in guards]
-        return further[0] if further and all(guard == further[0] for guard in further) else ()
+        most = max(further, key=len, default=())
+        left = [tuple(g for g in most if g in guard or g.condition not in self.widened) for guard in further]
+        return self._inside(most if left == further else ())
 
     def _latest_of_region(self, a: Any, b: Any) -> fx.Node | None:
         """The last node of the conditional region that makes `a` or `b`, or None where neither is conditional."""
@@ -213,6 +256,14 @@ def _is_check_of_sizes(node: fx.Node) -> bool:
     """A comparison of sizes that had to come out one way; where all of them were constants it did."""
     compared = node.args[0] if node.target is assume else None
     return isinstance(compared, fx.Node) and bool(compared.args) and all(map(is_number, compared.all_input_nodes))
+
+
+def _asks_facts(condition: Condition) -> bool:
+    return isinstance(condition, fx.Node) and all(map(_is_fact, condition.all_input_nodes))
+
+
+def _is_fact(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("value", (None,))[0], int | torch.dtype)
 
 
 def _mapped(value: Any, table: Table) -> Any:

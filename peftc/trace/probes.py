@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import functools
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from transformers.modeling_utils import AttentionInterface
 from peftc.graph.branches import LiftedFloat, LiftedInt, LiftedStr, attribute, lookup
 from peftc.trace.frames import is_user
 from peftc.trace.meta import SingleNumbers, answered, patched, shapes_only
+from peftc.trace.python import flat, on_proxies
 from peftc.trace.tracer import Tracer
 from peftc.trace.values import Value
 
@@ -129,7 +129,7 @@ def _function_apply(session: Session) -> Callable[..., Any]:
     @functools.wraps(apply)
     def traced(function: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
         tracer = session.active
-        if tracer is None or not any(type(a) is Value for a in _flat((args, kwargs))):
+        if tracer is None or not any(type(a) is Value for a in flat((args, kwargs))):
             return apply(function, *args, **kwargs)
         return tracer.create_proxy("call_method", "apply", (function, *args), kwargs)
 
@@ -141,7 +141,7 @@ def _factory(session: Session, make: Callable[..., Any]) -> Callable[..., Any]:
 
     def traced(*args: Any, **kwargs: Any) -> Any:
         tracer = session.active
-        if tracer is None or not (any(type(a) is Value for a in _flat((args, kwargs))) or _makes(make)):
+        if tracer is None or not (any(type(a) is Value for a in flat((args, kwargs))) or _makes(make)):
             return make(*args, **kwargs)
         return tracer.create_proxy("call_function", make, args, kwargs)
 
@@ -194,12 +194,13 @@ def _source_modules(unit: nn.Module) -> list[Any]:
 
 @contextmanager
 def _leaf_functions(tracer: Tracer, module: Any) -> Iterator[None]:
-    """Functions that the module's forwards call become one node each; isinstance sees through proxies."""
+    """Functions that the module's forwards call become one node each; Python's own see through proxies."""
     with ExitStack() as stack:
         for name, value in list(vars(module).items()):
             if isinstance(value, (FunctionType, torch.jit.ScriptFunction)) and not name.startswith("__"):
                 stack.enter_context(patched(module, name, _leaf(tracer, value)))
-        stack.enter_context(patched(module, "isinstance", _isinstance(tracer)))
+        for name, function in on_proxies(tracer).items():
+            stack.enter_context(patched(module, name, function))
         yield
 
 
@@ -221,20 +222,11 @@ def _method(tracer: Tracer, name: str, function: FunctionType) -> Callable[..., 
 
     @functools.wraps(function)
     def traced(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if tracer.paused or module not in tracer.paths or not any(type(a) is Value for a in _flat((args, kwargs))):
+        if tracer.paused or module not in tracer.paths or not any(type(a) is Value for a in flat((args, kwargs))):
             return function(module, *args, **kwargs)
         return tracer.call_own(module, name, function, args, kwargs)
 
     return traced
-
-
-def _isinstance(tracer: Tracer) -> Callable[..., bool]:
-    def check(value: Any, kinds: Any) -> bool:
-        if type(value) is Value and not tracer.paused:
-            return tracer.typed(value, kinds)
-        return builtins.isinstance(value, kinds)
-
-    return check
 
 
 def _leaf(tracer: Tracer, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -242,7 +234,7 @@ def _leaf(tracer: Tracer, function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def traced(*args: Any, **kwargs: Any) -> Any:
-        given = list(_flat((args, kwargs)))
+        given = list(flat((args, kwargs)))
         if tracer.paused or not any(type(a) is Value for a in given):
             return function(*args, **kwargs)
         if any(type(a) is not Value and (isinstance(a, nn.Module) or callable(a)) for a in given):
@@ -271,15 +263,3 @@ def _opens(tracer: Tracer, function: Callable[..., Any], args: Any, kwargs: Any)
             stack.enter_context(patched(nn.functional, name, watching(getattr(nn.functional, name))))
         tracer.evaluate_quietly(function, args, kwargs)
     return bool(seen)
-
-
-def _flat(value: Any) -> Iterator[Any]:
-    if type(value) is Value:
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _flat(item)
-    elif isinstance(value, dict):
-        yield from _flat(list(value.values()))
-    else:
-        yield value

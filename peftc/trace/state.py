@@ -31,6 +31,13 @@ def restored(module: nn.Module, before: Held) -> list[str]:
     return found
 
 
+def numbers_set(module: nn.Module, before: Held) -> Iterator[tuple[nn.Module, str, int | float]]:
+    """(module, name, value) of each number that a call has set on modules."""
+    for owner, now in held(module).items():
+        was = before.get(owner, {})
+        yield from ((owner, n, v) for n, v in now.items() if was.get(n, ...) is not v and isinstance(v, (int, float)))
+
+
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
     """What the block sets on the modules of a model is taken back, and its hooks; another module that it adds stays."""

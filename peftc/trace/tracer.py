@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import inspect
 import json
 import operator
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from peftc.graph.branches import SelfReference, assume, enter, inputs, leave
+from peftc.graph.branches import SelfReference, assume, attribute, enter, inputs, leave
 from peftc.trace.absent import absent
 from peftc.trace.constants import axis_read, constant, is_cut, is_none
 from peftc.trace.extras import each_once, reads, wanted
@@ -22,7 +21,7 @@ from peftc.trace.frames import caller, note_names, source_key, stored, tuples
 from peftc.trace.live import Live, State
 from peftc.trace.remembered import Remembered
 from peftc.trace.source import told
-from peftc.trace.state import held, is_stacked, restored
+from peftc.trace.state import held, is_stacked, numbers_set, restored
 from peftc.trace.values import (
     EMPTY,
     EXTRA,
@@ -35,7 +34,6 @@ from peftc.trace.values import (
     Value,
     evaluate,
     fail,
-    is_plain,
 )
 
 UNTRACEABLE = (TraceFailure, AssertionError, RuntimeError, TypeError, ValueError, AttributeError, LookupError)
@@ -220,7 +218,7 @@ class Tracer(fx.proxy.TracerBase):
         """A method of one of the unit's modules, between markers: a call after all where it cannot be traced."""
         path = ".".join(filter(None, (self.paths[module], name)))
         if path in self.known.calls:
-            return self.create_proxy("call_method", name, (module, *args), kwargs)
+            return self._kept(module, name, args, kwargs)
         mark, state = self.create_proxy("call_function", enter, (path, args, kwargs), {}), self.live.state()
         try:
             result = function(module, *args, **kwargs)
@@ -228,11 +226,21 @@ class Tracer(fx.proxy.TracerBase):
             raise
         except UNTRACEABLE:
             self._give_up(path, mark.node, state)
-            return self.create_proxy("call_method", name, (module, *args), kwargs)
+            return self._kept(module, name, args, kwargs)
         if any(type(r) is Value for r in (result if isinstance(result, tuple) else (result,))):
             self.create_proxy("call_function", leave, (path, result), {})
         else:
             self.graph.erase_node(mark.node)
+        return result
+
+    def _kept(self, module: nn.Module, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call of a method; the numbers that it sets are those of the examples, or a check speaks."""
+        before = held(module)
+        result = self.create_proxy("call_method", name, (module, *args), kwargs)
+        for owner, set_, value in numbers_set(module, before):
+            source = attribute("self", ".".join(filter(None, (self.paths[owner], set_))))
+            check = self.assume(f"{source} == {value!r}", True, f"inputs that make {source} other than {value!r}")
+            check.meta["key"] = ("assume", source)
         return result
 
     def _give_up(self, path: str, mark: fx.Node, state: State) -> None:
@@ -263,6 +271,8 @@ class Tracer(fx.proxy.TracerBase):
 
         Beyond a branch on a dtype, where nothing else was ever traced, what no example can tell is false at first.
         """
+        for decided in (user for user in value.node.users if user.target is assume):
+            return bool(decided.args[1])
         unknown = bool(self.against) and any(isinstance(p, torch.Tensor) and p.is_meta for p in value.points)
         outcomes = {False} if unknown else {bool(p) for p in value.points}
         if len(outcomes) > 1:
@@ -279,22 +289,9 @@ class Tracer(fx.proxy.TracerBase):
         check: Value = self.create_proxy("call_function", assume, (condition, outcome, message), {})
         return check.node
 
-    def typed(self, value: Value, kinds: Any) -> bool:
-        """Whether a value is of a type, with a check of an argument's, and of a number's that was asked of one.
-
-        A cache may count in a tensor: against the decision, the number is in one.
-        """
-        outcome, counted = isinstance(value, kinds), type(value.points[0]) is int
-        argument = value.node.op == "placeholder" and not is_plain(value.points[0])
-        if not (argument or (value.node.op == "call_method" and counted)):
-            return outcome
-        check = self.assume(self.create_proxy("call_function", builtins.isinstance, (value, kinds), {}), outcome)
-        if check.meta["key"] in self.against:
-            value.node.meta["value"] = tuple(map(torch.tensor, value.points))
-            check.args = (check.args[0], not outcome, check.args[2])
-        return bool(check.args[1])
-
     def agreed(self, value: Value, answers: list[Answer]) -> Answer:
         if answers[0] != answers[1]:
             fail(f"{told(value.node)} is used as a constant, but changes with the input's shape")
+        if type(value.points[0]) is int:
+            self.decide(Value(self.create_proxy("call_function", operator.eq, (value, answers[0]), {}).node, self))
         return answers[0]

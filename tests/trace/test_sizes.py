@@ -1,0 +1,70 @@
+"""Numbers that both examples agree on, though they are made of sizes: other inputs have others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from peftc.graph.branches import assume
+from tests.trace.nets import Block, attached, made
+from tests.trace.seen import seen
+
+
+class Windowed(Block):
+    """Sums over windows of as many positions as come, and pads the last one; both examples have odd lengths."""
+
+    def prepared(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        length, pad = x.shape[1], (2 - x.shape[1] % 2) % 2
+        x = nn.functional.pad(x, (0, 0, 0, pad)).unflatten(1, (-1, 2)).cumsum(2).flatten(1, 2)
+        return x[:, :length] if pad > 0 else x
+
+
+class Shortest(Block):
+    """Weakens by the least of two sizes."""
+
+    def prepared(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        return x / min(x.shape[1], 4) * max(x.shape[:2])
+
+
+@pytest.mark.parametrize("kind", [Windowed, Shortest])
+def test_a_number_made_of_sizes_stays_one(kind: type[Block]) -> None:
+    model = made(kind)
+    changed = attached(model)
+    for length in (1, 2, 3, 8, 130):
+        ids = torch.arange(2 * length).reshape(2, length) % 11
+        torch.testing.assert_close(changed(ids), model(ids))
+
+
+class Repeating(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for _ in range(x.shape[1] % 2):
+            x = x * 2
+        return x
+
+
+def test_a_number_that_python_asks_for_is_checked() -> None:
+    graph = seen(Repeating(), 4).graph
+    assert [n.args[0].target.__name__ for n in graph.nodes if n.target is assume] == ["eq"]
+
+
+class Setting(nn.Module):
+    """Remembers a size, and how far it looks, by a method that cannot be followed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.window = 3
+
+    def remember(self, length: int) -> None:
+        self.window = min(self.window, len(range(length)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.remember(x.shape[1] - 5)
+        return x * self.window
+
+
+def test_what_a_method_sets_is_checked() -> None:
+    graph = seen(Setting(), 4).graph
+    assert [n.args[0] for n in graph.nodes if n.target is assume] == ["self.window == 0"]

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 from torch import fx, nn
 
 from peftc.graph.branches import assume, choose
+from peftc.trace.asked import attending_by, implementation
 from peftc.trace.feeds import parameters
 from peftc.trace.frames import is_user
 from peftc.trace.given import arguments_of, default_of, gives_more, is_given, sizes_of, varies_more, with_added_masks
@@ -23,7 +23,18 @@ from peftc.trace.remembered import Remembered
 from peftc.trace.source import raised
 from peftc.trace.tracer import UNTRACEABLE, Tracer
 from peftc.trace.values import Argument, Known, Learnt, TraceFailure
-from peftc.trace.ways import MOST, Against, asks_kind, asks_value, compared, decisions, further_ways, inlined, outcomes
+from peftc.trace.ways import (
+    MOST,
+    Against,
+    asks_flag,
+    asks_kind,
+    asks_value,
+    compared,
+    decisions,
+    further_ways,
+    inlined,
+    outcomes,
+)
 
 TRAINING = "self.training"
 EAGER = 'self.config._attn_implementation == "eager"'
@@ -41,6 +52,7 @@ class UnitTracer:
     remembered: dict[Hashable, Remembered] = field(default_factory=lambda: defaultdict(Remembered))
     traced: dict[Hashable, fx.Graph] = field(default_factory=dict)
     known: Known = field(default_factory=Known)
+    flags: bool = True
 
     def graph(self) -> fx.Graph:
         """One graph of the forward over every scenario seen, training and not."""
@@ -49,6 +61,10 @@ class UnitTracer:
             return self._whole()
         except Learnt as found:
             return self._knowing(found).graph()
+        except TraceFailure:
+            if not self.flags:
+                raise
+            return replace(self, flags=False).graph()
 
     def sketch(self) -> fx.Graph:
         """The graph of the first call alone: enough to tell two modules apart."""
@@ -146,46 +162,48 @@ class UnitTracer:
             if all(sides):
                 true, false = (self._merged(side, attentions) for side in sides)
                 return merge(true, false, f"{name} is not None")
-        return merged_by_decisions([graph for call in calls for graph in self._branches(call, attentions)])
+        graphs = [merged_by_decisions([g for call in calls for g in self._branches(call, a)]) for a in attentions]
+        return graphs[0] if len(graphs) == 1 else merge(graphs[0], graphs[1], EAGER)
 
-    def _branches(self, call: Call, attentions: tuple[str | None, ...]) -> list[fx.Graph]:
+    def _branches(self, call: Call, attention: str | None) -> list[fx.Graph]:
         """The graph of one call, and of every other way through its branches on a kind: examples have only one.
 
         Where a mask of booleans cannot go another way, one that is added to the scores may.
         """
-        ways, failed = self._ways(call)
-        graphs = [self._call(call, attentions, way) for way in ways]
+        ways, failed = self._ways(call, attention)
+        graphs = [self._call(call, attention, way) for way in ways]
         added = with_added_masks(call) if failed else None
         if added is not None:
             with suppress(*UNTRACEABLE):
-                graphs.append(self._call(added, attentions, frozenset()))
+                graphs.append(self._call(added, attention, frozenset()))
         return graphs
 
-    def _ways(self, call: Call) -> tuple[list[Against], bool]:
+    def _ways(self, call: Call, attention: str | None) -> tuple[list[Against], bool]:
         """Each way through the branches that the examples leave open; whether one cannot be traced: its check stays."""
         ways: list[Against] = [frozenset()]
-        sketches, failed = {ways[0]: self._once(call, False)}, False
-        asked = decisions(sketches[ways[0]], asks_kind)
+        sketches, failed = {ways[0]: self._once(call, False, attention)}, False
+        flags = decisions(sketches[ways[0]], asks_flag) if self.flags else []
         for way in ways:
-            for further in further_ways([*asked, *decisions(sketches[way], asks_value)], way):
+            kinds, values = (decisions(sketches[way], asks) for asks in (asks_kind, asks_value))
+            for further in further_ways([*flags, *kinds, *values], way):
                 try:
-                    sketches[further] = self._once(call, False, None, further)
+                    sketches[further] = self._once(call, False, attention, further)
                     ways.append(further)
                 except UNTRACEABLE:
-                    failed = True
+                    failed = failed or not further <= {*flags}
+            if len(ways) > 2**MOST and flags:
+                raise TraceFailure("its flags leave too many ways open")
             if len(ways) > 2**MOST:
                 return ways[:1], False
         return ways, failed
 
-    def _call(self, call: Call, attentions: tuple[str | None, ...], against: Against) -> fx.Graph:
-        """The graph of one call, training or not, under each attention."""
-        graphs: list[fx.Graph] = []
-        for attention in attentions:
-            train, evaluate = (self._once(call, training, attention, against) for training in (True, False))
-            graphs.append(merge(train, evaluate, TRAINING))
-            for node in graphs[-1].nodes:
-                node.meta["handed"] = node.op == "placeholder" and node.target in self._handed
-        return graphs[0] if len(graphs) == 1 else merge(graphs[0], graphs[1], EAGER)
+    def _call(self, call: Call, attention: str | None, against: Against) -> fx.Graph:
+        """The graph of one call, training or not."""
+        train, evaluate = (self._once(call, training, attention, against) for training in (True, False))
+        graph = merge(train, evaluate, TRAINING)
+        for node in graph.nodes:
+            node.meta["handed"] = node.op == "placeholder" and node.target in self._handed
+        return graph
 
     def _left_out(self) -> list[str]:
         """The parameters that no call gave, which tracing took for None."""
@@ -271,23 +289,3 @@ def _check_default(graph: fx.Graph, name: str, default: object, unit: str) -> No
     with graph.inserting_after(last):
         node = graph.call_function(assume, (f"{name} {other}", False, message))
     node.meta.update(key=("assume", name), names=[], scope=(), guard=(), value=(None, None))
-
-
-def implementation(module: nn.Module) -> str | None:
-    """The attention that a module's config asks for, or None where it has no config."""
-    return getattr(getattr(module, "config", None), "_attn_implementation", None)
-
-
-@contextmanager
-def attending_by(module: nn.Module, attention: str | None) -> Iterator[None]:
-    """The module's config with another attention inside the block."""
-    config: Any = getattr(module, "config", None)
-    own = implementation(module)
-    if attention in (None, own):
-        yield
-        return
-    config._attn_implementation = attention
-    try:
-        yield
-    finally:
-        config._attn_implementation = own

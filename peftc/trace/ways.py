@@ -26,6 +26,11 @@ def asks_kind(condition: fx.Node) -> bool:
     return any(_is_dtype(a) for a in condition.args) or _asks_tensor(condition)
 
 
+def asks_flag(condition: fx.Node) -> bool:
+    """Whether a condition is a flag that the forward is given: of the examples' calls, all may give the same one."""
+    return condition.op == "placeholder" and isinstance(condition.meta["value"][0], bool)
+
+
 def asks_value(condition: fx.Node) -> bool:
     """Whether a condition is a number in a tensor, which no example has."""
     value = condition.meta["value"][0]

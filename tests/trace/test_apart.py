@@ -19,11 +19,11 @@ FEW = IDS.clamp(max=3)
 
 
 class Wide(Attending):
-    """Adds the mean over all positions where there is a word for all to see."""
+    """Adds the mean over some positions, as many as their numbers say, where there is a word for all to see."""
 
     def forward(self, x: torch.Tensor, wide: bool = False, **kwargs: Any) -> torch.Tensor:
         made = super().forward(x)
-        return made + self.value(x).mean(1, keepdim=True) if wide else made
+        return made + self.value(x)[x[..., 0] < 9].mean(0) if wide else made
 
 
 class Blocks(Block):

@@ -10,6 +10,7 @@ from transformers import BertConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert.modeling_bert import eager_attention_forward
 
+from peftc.emit.statements import forward
 from peftc.graph.branches import LiftedStr, assume, choose, lookup
 from peftc.trace.calls import Recorded
 from peftc.trace.probes import installed
@@ -92,3 +93,26 @@ def test_what_a_mapping_holds_in_some_calls_only_is_a_condition() -> None:
         assert isinstance(guard.condition, fx.Node)
         assert (guard.condition.target, guard.branch) == (operator.is_not, True)
         assert [n.args[0].name for n in graph.nodes if n.target is assume] == ["masks"]
+
+
+class Widening(Sending):
+    """Computes in single precision under one attention alone."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.config._attn_implementation == "eager":
+            scores = x @ x.transpose(-1, -2)
+            if scores.dtype == torch.float16 or scores.dtype == torch.bfloat16:
+                scores = scores.float()
+            x = scores.softmax(-1, dtype=x.dtype) @ x
+        return x + 1
+
+
+def test_a_dtype_is_asked_for_under_the_attention_that_asks() -> None:
+    call = tuple(Recorded({"x": torch.empty(n, 2, n + 3, 4, device="meta")}, {}) for n in (2, 3))
+    with installed() as session:
+        graph = UnitTracer(Widening(), frozenset(), [call], session).graph()
+    printed = forward(Widening, graph, {}).lines
+    assert [line.strip() for line in printed if "if " in line] == [
+        'if self.config._attn_implementation == "eager":',
+        "if scores.dtype == torch.float16 or scores.dtype == torch.bfloat16:",
+    ]

@@ -34,7 +34,7 @@ class LoRA(nn.Module):
 class LoRAEmbedding(nn.Module):
     """ids -> scale B A[ids], zero at initialisation.  Hu et al. 2021, arXiv:2106.09685.
 
-    ids (...) -> (..., width); A (count, rank), B (width, rank).
+    ids (...) -> (..., width); A (count, rank), B (width, rank).  Ids that joined the table later have no delta.
     """
 
     def __init__(self, count: int, width: int, rank: int, scale: float = 1.0) -> None:
@@ -44,7 +44,9 @@ class LoRAEmbedding(nn.Module):
         self.B = nn.Parameter(torch.empty(width, rank))
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return self.scale * nn.functional.linear(nn.functional.embedding(ids, self.A), self.B)
+        known = ids < self.A.shape[0]
+        rows = nn.functional.embedding(ids * known, self.A) * known.unsqueeze(-1)
+        return self.scale * nn.functional.linear(rows, self.B)
 
     def initial(self, name: str, draw: "Draw") -> torch.Tensor:
         return draw.zeros() if name == "A" else draw.normal(1.0)

@@ -98,6 +98,13 @@ def test_lora_of_an_embedding_is_lora_of_its_one_hot() -> None:
     assert not initialised(MODULES[1])(ids).any()
 
 
+def test_ids_of_a_table_that_grew_have_no_delta() -> None:
+    module = initialised(MODULES[1], 0.3)
+    delta = module(torch.tensor([[3, 9, 0, 15]]))
+    torch.testing.assert_close(delta[0, [0, 2]], module(torch.tensor([3, 0])))
+    assert not delta[0, [1, 3]].any()
+
+
 @pytest.mark.parametrize(
     "name", ["relu", "gelu", "silu", "tanh", "sigmoid", "leaky_relu", "elu", "mish", "relu6", "selu"]
 )

@@ -10,8 +10,10 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from peftc.trace.meta import shapes_only, values_as_zeros
+from peftc.trace.pictures import sees, shapes
 
 # of a base's own forward, on inputs that it may not take
 FAILURES = (
@@ -153,11 +155,15 @@ def _candidates(model: nn.Module) -> Iterator[Feed]:
     """What the names of its parameters let a model read: more of it first."""
     names, values = parameters(model), dict(_values(getattr(model, "config", None)))
     mask = "attention_mask" if "attention_mask" in names else None
-    other = [*_pictures(names, values), *_sounds(names, values)]
+    seen = [*_pictures(model, values)]
+    other = [*(i for i in seen if i.name == "pixel_values"), *_sounds(names, values)]
     constants = {name: True for name in ("interpolate_pos_encoding",) if name in names}
     if not other:
         ids, masked = _roles(model, names)
         yield Feed((_ids(ids, is_paired(model)),), masked)
+        if masked not in (None, mask):
+            yield Feed((_ids(ids, is_paired(model)),))
+        yield from (Feed((picture,)) for picture in seen)
         return
     texts = ["input_ids", *(name for name in names if _needs_ids(name, names[name]))]
     ids_too = [tuple(_ids(name, is_paired(model)) for name in texts)] if "input_ids" in names else []
@@ -205,20 +211,12 @@ def _values(config: Any) -> Iterable[tuple[str, Any]]:
     yield from ((k, v) for k, v in vars(config).items() if v is not None) if config is not None else ()
 
 
-def _pictures(names: Collection[str], values: Mapping[str, Any]) -> Iterator[Input]:
-    """Pixels of an image at several sizes, then at one; with frames before them where the config counts those."""
-    if "pixel_values" not in names:
-        return
-    side, channels = values.get("image_size", 224), values.get("num_channels", 3)
-    high, wide = side if isinstance(side, (list, tuple)) else (side, side)
-    frames = (values["num_frames"],) if "num_frames" in values else ()
-    yield Input("pixel_values", lambda p: (p.batch, *frames, channels, *_sides(p, high, wide)))
-    yield Input("pixel_values", lambda p: (p.batch, *frames, channels, high, wide))
-
-
-def _sides(point: Point, high: int, wide: int) -> tuple[int, int]:
-    down, across = point.beyond
-    return high * point.image + down, wide * point.image + across
+def _pictures(model: nn.Module, values: Mapping[str, Any]) -> Iterator[Input]:
+    """What a model sees: by transformers' word, else the first parameter where its code is no library's."""
+    names = parameters(model)
+    name = "pixel_values" if "pixel_values" in names else next(iter(names), "")
+    if name == "pixel_values" or (sees(model) and not isinstance(model, PreTrainedModel)):
+        yield from (Input(name, shape) for shape in shapes(model, values))
 
 
 def _sounds(names: Collection[str], values: Mapping[str, Any]) -> Iterator[Input]:

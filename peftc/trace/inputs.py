@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
 from peftc.trace.feeds import POINTS, Feed, Point, feed, float_dtype, is_paired, parameters, whole, zeros
+from peftc.trace.kept import Kept, Runner, fill, kept, takes_use_cache
 
 META = torch.device("meta")
-CACHE, DECODER_MASK = "past_key_values", "decoder_attention_mask"
-_CACHES: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()
+DECODER_MASK = "decoder_attention_mask"
+_CACHES: WeakKeyDictionary[nn.Module, Kept | None] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -61,16 +59,10 @@ SCENARIOS = (
 )
 
 
-class Runner(Protocol):
-    """Opens the block in which a model is run."""
-
-    def __call__(self) -> AbstractContextManager[None]: ...
-
-
 def inputs(model: nn.Module, scenario: Scenario, point: Point, run: Runner) -> dict[str, Any] | None:
     """The keyword arguments of one call; None where the model has no such scenario."""
     reads = feed(model)
-    if scenario.cache != "none" and not (_takes_use_cache(model) and _cache(model, run)):
+    if scenario.cache != "none" and not (takes_use_cache(model) and _cache(model, run)):
         return None
     if scenario.alone and not _listens(model):
         return None
@@ -87,7 +79,7 @@ def inputs(model: nn.Module, scenario: Scenario, point: Point, run: Runner) -> d
         return None
     if scenario.cache == "empty":
         given = _unheard(reads, given, _encoded(model, reads, given, run))
-    return given | ({"use_cache": scenario.cache != "none"} if _takes_use_cache(model) else {})
+    return given | ({"use_cache": scenario.cache != "none"} if takes_use_cache(model) else {})
 
 
 def _listens(model: nn.Module) -> bool:
@@ -107,29 +99,11 @@ def _heard(model: Any, point: Point, scenario: Scenario) -> dict[str, Any]:
     return heard
 
 
-def _takes_use_cache(model: nn.Module) -> bool:
-    """Whether a model may be told to keep a cache or not: by name, or as one of the settings that it hands on."""
-    found = parameters(model)
-    hands_on = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in found.values())
-    caches = CACHE in found and getattr(model.config, "use_cache", None) is not None
-    return "use_cache" in found or (hands_on and caches)
-
-
-def _cache(model: nn.Module, run: Runner) -> str | None:
-    """The parameter that takes the cache: by transformers' word, else what a model returns only where it keeps one."""
+def _cache(model: nn.Module, run: Runner) -> Kept | None:
+    """What a model keeps from one call to the next."""
     if model not in _CACHES:
-        _CACHES[model] = CACHE if CACHE in parameters(model) else _kept(model, run)
+        _CACHES[model] = kept(model, _given(model, feed(model), POINTS[0], 0, mask=False), run)
     return _CACHES[model]
-
-
-def _kept(model: Any, run: Runner) -> str | None:
-    """A parameter that one call returns a value for, and the same call without a cache does not."""
-    given = _given(model, feed(model), POINTS[0], 0, mask=False)
-    with torch.no_grad(), run():
-        with_cache, without = (model(**given, use_cache=keeps) for keeps in (True, False))
-    names = (name for name in parameters(model) if name not in given)
-    kept = (n for n in names if getattr(with_cache, n, None) is not None and getattr(without, n, None) is None)
-    return next(kept, None)
 
 
 def _given(model: nn.Module, reads: Feed, point: Point, before: int, mask: bool) -> dict[str, Any]:
@@ -146,18 +120,19 @@ def _after(
     model: nn.Module, point: Point, scenario: Scenario, heard: dict[str, Any], run: Runner
 ) -> dict[str, Any] | None:
     """What comes after earlier tokens: ids, the cache of what a first run saw, and what an encoder said."""
-    reads, before, mask, name = feed(model), point.past, scenario.mask, str(_cache(model, run))
+    reads, before, mask, keeps = feed(model), point.past, scenario.mask, _cache(model, run)
+    assert keeps is not None
     first = _given(model, reads, replace(point, length=before), 0, mask)
     encoded = _encoded(model, reads, first, run)
     with torch.no_grad(), run():
-        cache = getattr(model(**_unheard(reads, first, encoded), **heard, use_cache=True), name, None)
+        cache = keeps.of(model(**_unheard(reads, first, encoded), **heard, use_cache=True))
     if cache is None:
         return None
-    _fill_all(cache)
+    fill(cache)
     read = reads if is_paired(model) else reads.later()
     again = replace(point, length=before + point.length)
     given = _given(model, read, again, 0, mask) if scenario.whole else _given(model, read, point, before, mask)
-    return {**_unheard(reads, given, encoded), **heard, name: cache}
+    return {**_unheard(reads, given, encoded), **heard, keeps.name: cache}
 
 
 def _unheard(reads: Feed, given: dict[str, Any], encoded: dict[str, Any]) -> dict[str, Any]:
@@ -178,21 +153,3 @@ def _encoded(model: Any, reads: Feed, given: dict[str, Any], run: Runner) -> dic
         own[first] = given[main]
     with torch.no_grad(), run():
         return {"encoder_outputs": encoder(**own)}
-
-
-def _fill_all(cache: Any) -> None:
-    for part in (cache, getattr(cache, "self_attention_cache", None), getattr(cache, "cross_attention_cache", None)):
-        _fill(getattr(part, "layers", []))
-    updated = getattr(cache, "is_updated", None)
-    if isinstance(updated, dict):
-        updated.update(dict.fromkeys(updated, any(updated.values())))
-
-
-def _fill(layers: list[Any]) -> None:
-    """Give the layers that were not run the state of the last one of their kind that was."""
-    seen: dict[type, Any] = {}
-    for index, layer in enumerate(layers):
-        if getattr(layer, "is_initialized", False):
-            seen[type(layer)] = layer
-        elif type(layer) in seen:
-            layers[index] = copy.copy(seen[type(layer)])

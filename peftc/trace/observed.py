@@ -14,6 +14,7 @@ from peftc.trace.calls import Recorded, Recording, record, together
 from peftc.trace.feeds import FAILURES, POINTS, Point, feed
 from peftc.trace.inputs import SCENARIOS, Scenario
 from peftc.trace.nested import tensors_in
+from peftc.trace.pictures import USUAL, sees
 from peftc.trace.remembered import signature
 from peftc.trace.repeats import Twins, twins
 from peftc.trace.submodels import apart
@@ -99,7 +100,8 @@ def _recorded(model: nn.Module, scenario: Scenario, point: Point, alike: Twins) 
         if _is_own(error):
             raise
         said = f"{type(model).__name__} fails on example inputs: {type(error).__name__}: {' '.join(str(error).split())}"
-        hint = f"peftc runs the base on a few inputs, of up to {LONGEST} positions: its sizes must allow that"
+        pictures = f", or on pictures of its config's image_size, {USUAL} without one" if sees(model) else ""
+        hint = f"peftc runs the base on a few inputs, of up to {LONGEST} positions{pictures}: its sizes must allow that"
         raise PeftcError(Problem(said, hint=hint)) from error
 
 

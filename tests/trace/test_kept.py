@@ -1,0 +1,54 @@
+"""What a model of no library keeps between calls: a list of keys and values that it hands back in a tuple."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from tests.trace.nets import IDS, Attending, Block, Net, attached
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+class Recalling(Attending):
+    """A causal attention of one head that goes on from earlier keys and values."""
+
+    def forward(self, x: torch.Tensor, past: Pair | None = None, use_cache: bool = False, **kwargs: Any) -> Any:
+        q, k, v = self.query(x), self.key(x), self.value(x)
+        if past is not None:
+            k, v = torch.cat((past[0], k), 1), torch.cat((past[1], v), 1)
+        seen = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool, device=x.device).tril(k.shape[1] - q.shape[1])
+        weights = (q @ k.transpose(1, 2)).masked_fill(~seen, float("-inf")).softmax(-1)
+        return self.out(weights @ v), (k, v) if use_cache else None
+
+
+class Going(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = Recalling()
+
+    def forward(self, x: torch.Tensor, past: Pair | None = None, use_cache: bool = False, **kwargs: Any) -> Any:
+        attended, kept = self.attention(x, past, use_cache)
+        x = x + attended
+        return x + self.down(torch.relu(self.up(x))), kept
+
+
+class Remembering(Net):
+    def forward(self, ids: torch.Tensor, past: list[Pair] | None = None, use_cache: bool = False) -> Any:
+        x, kept = self.embedding(ids), []
+        for i, block in enumerate(self.blocks):
+            x, own = block(x, None if past is None else past[i], use_cache)
+            kept.append(own)
+        return (x, kept) if use_cache else x
+
+
+def test_a_list_of_keys_and_values_is_a_cache() -> None:
+    torch.manual_seed(0)
+    model = Remembering([Going(), Going()]).eval()
+    changed: Any = attached(model)
+    first, kept = model(IDS, use_cache=True)
+    own, same = changed(IDS, use_cache=True)
+    torch.testing.assert_close((own, same), (first, kept))
+    torch.testing.assert_close(changed(IDS[:, :1], kept, True), model(IDS[:, :1], kept, True))
+    torch.testing.assert_close(changed(IDS, kept), model(IDS, kept))

@@ -30,10 +30,12 @@ def is_normed(view: View, node: fx.Node) -> bool:
     if node.op == "call_module":
         return is_norm(view.called(node))
     source, *others = dataflow.tensors(node) or [node]
-    if node.op != "call_function" or source is node or any(n.op != "get_attr" for n in others):
+    made = node.meta.get("value", (None,))[0]
+    known = node.op == "call_function" and isinstance(made, torch.Tensor) and made.dim() > 0
+    if not known or source is node or any(n.op != "get_attr" for n in others):
         return False
     weights = {other: _ones(other.meta["value"][0]) for other in others}
-    return _normalises(lambda x: dataflow.moved(node, {source: x, **weights}), node.meta["value"][0].shape[-1])
+    return _normalises(lambda x: dataflow.moved(node, {source: x, **weights}), made.shape[-1])
 
 
 def _normalises(compute: Callable[[torch.Tensor], object], width: int) -> bool:

@@ -99,3 +99,15 @@ def test_an_adapter_reads_what_the_norm_makes(how: str) -> None:
     total = residual + output
     expected = block.normed(total + block.ffn_adapter(block.normed(total, block.second)), block.second)
     torch.testing.assert_close(made, expected)
+
+
+class Split(Post):
+    """Takes what a sum made apart, as no norm does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat(torch.chunk(x + self.down(functional.relu(self.up(x))), 2, dim=-1), dim=-1)
+
+
+def test_what_makes_several_tensors_is_no_norm() -> None:
+    ffn = sites(Split("own"), WIDTH)["ffn"]
+    assert isinstance(ffn, Sublayer) and ffn.norm is None

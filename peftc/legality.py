@@ -70,11 +70,21 @@ def _check_layer_gate(entry: Entry, spots: Sequence[Spot]) -> None:
     gate = entry.method.gate
     if gate is None or gate.scope != "layer" or gate.kind == "central":
         return
-    for _, group in groupby(_by_layer(spots), key=_layer_key):
-        fault = _differing(entry, list(group), reads=bool(gate.reads))
+    layers = [[(entry, spot) for spot in group] for _, group in groupby(_by_layer(spots), key=_layer_key)]
+    for members in (own for layer in layers for own in _each_attention(layer)):
+        fault = _differing(entry, [spot for _, spot in members], reads=bool(gate.reads))
         if fault:
             hint = f"gate: {{kind: {gate.kind}, scope: site}}"
             entry.refuse_once(f"one gate per layer cannot serve {fault}", "gate", hint=hint)
+
+
+def _each_attention(members: Sequence[Member]) -> list[list[Member]]:
+    """A layer's members, or those of each unit where it has several attentions: each has a gate of its own."""
+    named = {(entry.index, spot.site.name) for entry, spot in members}
+    if len(named) == len(members):
+        return [list(members)]
+    ordered = sorted(members, key=lambda member: member[1].path)
+    return [list(group) for _, group in groupby(ordered, key=lambda member: member[1].path)]
 
 
 def _check_central(entries: Sequence[tuple[Entry, tuple[Spot, ...]]]) -> None:
@@ -85,7 +95,8 @@ def _check_central(entries: Sequence[tuple[Entry, tuple[Spot, ...]]]) -> None:
             shared.setdefault(gate.shared, []).extend((entry, spot) for spot in spots)
     for name, members in shared.items():
         ordered = sorted(members, key=lambda m: _layer_key(m[1]))
-        layers = [list(group) for _, group in groupby(ordered, key=lambda m: _layer_key(m[1]))]
+        whole = [list(group) for _, group in groupby(ordered, key=lambda m: _layer_key(m[1]))]
+        layers = [own for layer in whole for own in _each_attention(layer)]
         for layer in layers:
             _check_alone(name, layer)
         _check_inputs(name, layers)

@@ -100,7 +100,7 @@ def resolve(spec: Spec, trace: Trace) -> Plan:
         selections=(*selections, *([Selection(None, "train", parts)] if parts else ())),
         notes=(
             *_notes(spec), *(note for entry in entries for note in entry.notes()), *_no_layers(trace),
-            *_last_sublayers(placements, trace), *_unread(placements, trace),
+            *_last_sublayers(placements, trace), *_unread(placements, trace), *_first_outputs(placements),
         ),
         hash="",
     )  # fmt: skip
@@ -237,6 +237,13 @@ def _unread(placements: Sequence[Placement], trace: Trace) -> Iterator[str]:
     for tower in dict.fromkeys(layer.tower for layer in used):
         layers = {layer.index: layer for layer in used if layer.tower == tower}
         yield f"no gradient reaches {numbered(list(layers.values()))} of the {tower}: what stands there never trains"
+
+
+def _first_outputs(placements: Sequence[Placement]) -> Iterator[str]:
+    """The blocks that add several outputs of one name, of which the first alone is a place."""
+    several = [p for p in placements if sum(site.name == p.site.name for site in p.unit.sites) > 1]
+    for base, name in dict.fromkeys((p.unit.base.__name__, p.site.name) for p in several):
+        yield f"{base} attends several times: {name} is what the first attention adds"
 
 
 def _is_block(module: nn.Module) -> bool:

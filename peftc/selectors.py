@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from peftc.errors import Place, Problem
-from peftc.graph.sites import Embedding, Layer, Projection, Site, Trace, Unit, around, within
+from peftc.graph.sites import Attention, Embedding, Layer, Projection, Site, Trace, Unit, around, within
 from peftc.methods.base import Method
 from peftc.spec.complaints import closest
 from peftc.spec.document import Step
@@ -116,7 +116,7 @@ class Entry:
             return []
         if name == EMBEDDING and (outside := _embedding(self.trace, word)):
             return self._outside(outside, word)
-        found = [Spot(layer, *place, word) for layer in layers if (place := layer.find(name))]
+        found = [Spot(layer, *place, word) for layer in layers for place in _places(layer, name)]
         having = {spot.layer.tower for spot in found if spot.layer}
         lacking = [layer for layer in layers if not layer.find(name)]
         if self.method.towers is None and found:
@@ -165,6 +165,9 @@ class Entry:
             hint = f"{hint}; {name!r} is in {numbered(having)} of the {first.tower}"
         if any(module.rpartition(".")[2] == name for module in self.trace.modules):
             hint = f'for modules of this name write modules: "*.{name}"; {hint}'
+        attention = first.find("attention")
+        if attention and isinstance(attention[2], Attention) and isinstance(attention[2].written, str):
+            hint = f"{hint}; attention {attention[2].written}" if name in ("q", "k", "v") else hint
         untraced = dict.fromkeys(why for path, why in self.trace.untraced.items() if within(path, first.path))
         hint = "; ".join([hint, *(f"not traced: {why}" for why in untraced)])
         self.refuse(f"{which} {attends}has no site {name!r}", *word, hint=hint)
@@ -196,6 +199,15 @@ class Entry:
     def restricted(self) -> bool:
         """Whether it names layers or towers, and so leaves out what lies in none."""
         return self.method.layers != "all" or self.method.towers is not None
+
+
+def _places(layer: Layer, name: str) -> list[tuple[str, Unit, Site]]:
+    """The first unit's site of a name; of several attentions that are units of their own, each one's."""
+    first, whole = layer.find(name), ".".join(filter(None, (name.rpartition(".")[0], "attention")))
+    if first is None or not first[1].site(whole):
+        return [first] if first else []
+    own = [(path, unit, unit.site(name)) for path, unit in layer.units if unit.site(whole)]
+    return [(path, unit, site) for path, unit, site in own if isinstance(site, Projection | Attention)] or [first]
 
 
 def numbered(layers: Sequence[Layer]) -> str:

@@ -20,6 +20,9 @@ from peftc.trace.views import View, find, output_projection, parameter_behind, p
 from peftc.trace.windowed import windowed
 from peftc.trace.written import Found, attentions, joint, mask_added
 
+QKV = ("q", "k", "v")
+HEADS = "is one of {} side by side, each with projections of its own: modules: reaches them"
+
 
 @dataclass(frozen=True)
 class AttentionCall:
@@ -146,16 +149,35 @@ def attention_sites(view: View) -> list[Site]:
     for call in attention_calls(view):
         if sites := _sites(view, call):
             found.setdefault(sites[-1].name, []).append((call, sites))
-    return [site for several in found.values() for site in _one(several)]
+    return [site for several in found.values() for site in _one(view, several)]
 
 
-def _one(several: list[tuple[AttentionCall, list[Site]]]) -> list[Site]:
+def _one(view: View, several: list[tuple[AttentionCall, list[Site]]]) -> list[Site]:
     """The sites of the widest of several attentions, which stands for those in other branches."""
     widest, sites = max(several, key=lambda pair: _width(pair[1]))
+    if beside := [own for _, own in several if _is_head(view, own, sites)]:
+        *_, attention = sites
+        assert isinstance(attention, Attention)
+        return [replace(attention, written=HEADS.format(len(beside) + 1))]
     others = [own for call, own in several if _apart(call, widest)]
     *parts, attention = sites
     assert isinstance(attention, Attention)
     return [*parts, _with(attention, parts, others)]
+
+
+def _is_head(view: View, sites: list[Site], others: list[Site]) -> bool:
+    """Whether an attention is one of a list that the other one is in too, each with a q or k of its own."""
+    pairs = [(a, b) for a in sites for b in others if isinstance(a, Projection) and isinstance(b, Projection)]
+    return any(_in_one_list(view.module, a.module, b.module) for a, b in pairs if a.name == b.name and a.name in QKV)
+
+
+def _in_one_list(module: nn.Module, one: str, other: str) -> bool:
+    """Whether two paths differ in their place in one list of modules alone."""
+    parts, others = one.split("."), other.split(".")
+    places = [i for i, (a, b) in enumerate(zip(parts, others, strict=False)) if a != b]
+    if len(parts) != len(others) or len(places) != 1:
+        return False
+    return isinstance(module.get_submodule(".".join(parts[: places[0]])), nn.ModuleList)
 
 
 def _with(attention: Attention, parts: list[Site], others: list[list[Site]]) -> Attention:

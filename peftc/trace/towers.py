@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from peftc.trace.norms import is_norm
 from peftc.trace.observed import Observed
 
 
@@ -28,10 +29,38 @@ def beside(model: nn.Module, path: str) -> list[str]:
 
 
 def _elements(model: nn.Module, path: str) -> list[str]:
-    """The elements of lists of modules that a path runs through, the outermost first."""
+    """The elements of lists of modules that a path runs through, the outermost first.
+
+    Without a list of what has a norm, as of heads, it is sequences and dicts that count, and without those what has
+    several of one class of block.
+    """
     parts = path.split(".")
-    parents = ((".".join(parts[:end]), ".".join(parts[: end + 1])) for end in range(len(parts)))
-    return [element for parent, element in parents if isinstance(model.get_submodule(parent), nn.ModuleList)]
+    parents = [(".".join(parts[:end]), ".".join(parts[: end + 1])) for end in range(len(parts))]
+    kinds = (_is_list, _is_container, _repeats)
+    found = [[own for parent, own in parents if holds(model.get_submodule(parent), own)] for holds in kinds]
+    known = [elements for elements in found if elements]
+    normed = (elements for elements in known if _has_norm(model.get_submodule(elements[0])))
+    return next(normed, next(iter(known), []))
+
+
+def _is_list(owner: nn.Module, element: str) -> bool:
+    return isinstance(owner, nn.ModuleList)
+
+
+def _is_container(owner: nn.Module, element: str) -> bool:
+    """Whether a sequence or a dict has several blocks like one of its own."""
+    return isinstance(owner, nn.Sequential | nn.ModuleDict) and _repeats(owner, element)
+
+
+def _repeats(owner: nn.Module, element: str) -> bool:
+    """Whether a module has several blocks, with a norm in them, of the class of one of its own."""
+    own = owner.get_submodule(element.rpartition(".")[2])
+    alike = [module for module in owner.children() if type(module) is type(own)]
+    return len(alike) > 1 and all(map(_is_block, alike)) and all(map(_has_norm, alike))
+
+
+def _has_norm(module: nn.Module) -> bool:
+    return any(map(is_norm, module.modules()))
 
 
 def _blocks(model: nn.Module, chains: list[list[str]]) -> list[str]:
@@ -43,10 +72,10 @@ def _blocks(model: nn.Module, chains: list[list[str]]) -> list[str]:
 
 
 def _are_stages(model: nn.Module, chains: list[list[str]]) -> bool:
-    """Whether first elements are lists themselves, or the lists inside them repeat one class."""
+    """Whether first elements are lists themselves, or the lists inside them repeat one class, with a norm: no heads."""
     inner = {chain[1].rpartition(".")[0]: chain[0] for chain in chains if len(chain) > 1}
     lists = [list(model.get_submodule(path).children()) for path in inner]
-    alike = all(len({type(module) for module in modules}) == 1 for modules in lists)
+    alike = all(len({type(module) for module in modules}) == 1 and _has_norm(modules[0]) for modules in lists)
     listed = any(isinstance(model.get_submodule(first), nn.ModuleList) for first in inner.values())
     return listed or (alike and any(len(modules) > 1 for modules in lists))
 
@@ -55,7 +84,10 @@ def _with_others(model: nn.Module, observed: Observed, attending: list[str]) -> 
     """Blocks that attend, and those of their lists that do not: state spaces, convolutions, feed-forwards alone."""
     found = []
     for owner in dict.fromkeys(path.rpartition(".")[0] for path in attending):
-        blocks = {f"{owner}.{name}": block for name, block in model.get_submodule(owner).named_children()}
+        module = model.get_submodule(owner)
+        known = {type(model.get_submodule(path)) for path in attending if path.rpartition(".")[0] == owner}
+        kinds = (nn.Module,) if isinstance(module, nn.ModuleList) else tuple(known)
+        blocks = {".".join(filter(None, (owner, n))): m for n, m in module.named_children() if isinstance(m, kinds)}
         found += [p for p, block in blocks.items() if p in attending or (observed.calls(block) and _is_block(block))]
     return found
 
@@ -67,10 +99,20 @@ def _is_block(module: nn.Module) -> bool:
 
 def _repeated(model: nn.Module, observed: Observed) -> list[list[str]]:
     """Without any attention: the outermost lists of modules that run and project something."""
-    lists = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    lists = [(path, module) for path, module in model.named_modules() if _holds_blocks(module)]
     outer = [(p, m) for p, m in lists if not any(p.startswith(f"{other}.") for other, _ in lists)]
-    run = [(p, m) for p, m in outer if all(observed.calls(block) and _projects(block) for block in m)]
-    return [[f"{path}.{index}" for index in range(len(module))] for path, module in run if len(module)]
+    blocks = [[f"{path}.{name}" for name, _ in module.named_children()] for path, module in outer]
+    return [paths for paths in blocks if paths and all(_runs(model.get_submodule(p), observed) for p in paths)]
+
+
+def _holds_blocks(module: nn.Module) -> bool:
+    """Whether a module is a list, or a sequence or a dict of blocks of one class."""
+    names = [name for name, _ in module.named_children()]
+    return isinstance(module, nn.ModuleList) or (len(names) > 1 and all(_is_container(module, n) for n in names))
+
+
+def _runs(block: nn.Module, observed: Observed) -> bool:
+    return bool(observed.calls(block)) and _projects(block)
 
 
 def _projects(block: nn.Module) -> bool:

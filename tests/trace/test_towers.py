@@ -1,0 +1,132 @@
+"""Where a model keeps its blocks, and what in them are no blocks: heads."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import peftc
+from peftc.trace import trace_model
+from tests.laws import spec
+from tests.trace.nets import IDS, WIDTH, Attending, Block, attached
+
+SITES = {"q", "k", "v", "o", "attention", "attention_output", "ffn_up", "ffn_down", "ffn"}
+
+
+class Normed(Block):
+    """A block with a norm, as blocks have one."""
+
+    def __init__(self, attention: nn.Module | None = None) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(WIDTH)
+        self.add_module("attention", attention or Attending())
+
+    def prepared(self, x: Tensor, **kwargs: object) -> Tensor:
+        made: Tensor = self.norm(x)
+        return made
+
+
+class Held(nn.Module):
+    """An embedding, and two blocks in a sequence, in a dict or as attributes."""
+
+    def __init__(self, how: str, blocks: list[nn.Module]) -> None:
+        super().__init__()
+        self.embedding, self.how = nn.Embedding(11, WIDTH), how
+        if how == "attributes":
+            self.block_0, self.block_1 = blocks
+        else:
+            self.body = nn.Sequential(*blocks) if how == "sequence" else nn.ModuleDict({"a": blocks[0], "b": blocks[1]})
+
+    def blocks(self) -> Iterator[nn.Module]:
+        yield from (self.block_0, self.block_1) if self.how == "attributes" else self.body.children()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x: Tensor = self.embedding(ids)
+        for block in self.blocks():
+            x = block(x)
+        return x
+
+
+def held(how: str, attention: nn.Module | None = None) -> Held:
+    torch.manual_seed(0)
+    return Held(how, [Normed(copy.deepcopy(attention)) for _ in range(2)]).eval()
+
+
+@pytest.mark.parametrize("how", ["sequence", "dict", "attributes"])
+def test_blocks_are_layers_wherever_they_are_held(how: str) -> None:
+    layers = trace_model(held(how)).layers
+    assert [layer.index for layer in layers] == [0, 1]
+    assert all(set(layer.site_names()) == SITES for layer in layers)
+
+
+def test_a_sequence_is_changed_as_a_list_is() -> None:
+    attached(held("sequence"))
+
+
+class Head(nn.Module):
+    """An attention of its own small width."""
+
+    def __init__(self, whole: bool) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(WIDTH, 4) for _ in range(3))
+        self.whole = whole
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.query(x), self.key(x), self.value(x)
+        if self.whole:
+            return functional.scaled_dot_product_attention(q, k, v)
+        weighed: Tensor = functional.softmax(q @ k.transpose(-2, -1) / 2, dim=-1) @ v
+        return weighed
+
+
+class Heads(nn.Module):
+    def __init__(self, whole: bool) -> None:
+        super().__init__()
+        self.heads, self.out = nn.ModuleList(Head(whole) for _ in range(2)), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.out(torch.cat([head(x) for head in self.heads], dim=-1))
+        return made
+
+
+def test_heads_that_are_modules_are_each_changed() -> None:
+    """In whatever the blocks are held: a head is no block."""
+    model = attached(held("sequence", Heads(whole=True)))
+    added = {path for path in model.added if path.endswith("_lora")}  # type: ignore[union-attr]
+    owners = {path.rpartition(".")[0] for path in added}
+    assert owners == {f"body.{block}.attention.heads.{head}" for block in range(2) for head in range(2)}
+
+
+def test_heads_that_are_no_units_have_no_q() -> None:
+    """One of them alone would be changed: modules: reaches each."""
+    base = held("sequence", Heads(whole=False))
+    with pytest.raises(peftc.PeftcError, match="one of 2 side by side"):
+        attached(base, {"method": "lora"})
+    model = attached(base, {"method": "lora", "modules": "*.query"}, {"method": "adapter", "bottleneck": 2})
+    assert sum(path.endswith("query_lora") for path in model.added) == 4  # type: ignore[union-attr]
+
+
+class Twice(Normed):
+    """Attends once more, to something else perhaps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.further = Attending()
+
+    def prepared(self, x: Tensor, **kwargs: object) -> Tensor:
+        return self.norm(x) + self.further(x)  # type: ignore[no-any-return]
+
+
+def test_a_layer_that_attends_twice_is_changed_twice() -> None:
+    torch.manual_seed(0)
+    base = Held("sequence", [Twice(), Twice()]).eval()
+    entry = {"method": "lora", "gate": {"kind": "sequence", "scope": "layer"}}
+    model = peftc.attach(base, spec([entry]))
+    owners = {path.rpartition(".")[0] for path in model.added if path.endswith("_gate")}  # type: ignore[union-attr]
+    assert owners == {f"body.{i}.{name}" for i in range(2) for name in ("attention", "further")}
+    assert torch.isfinite(model(IDS)).all()

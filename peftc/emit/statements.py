@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import inspect
 import operator
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from inspect import Parameter
+from itertools import groupby
 
 from torch import fx, nn
 
@@ -18,6 +20,7 @@ from peftc.emit.literal import literal
 from peftc.emit.names import Names
 from peftc.emit.tuples import with_tuples
 from peftc.graph.branches import assume
+from peftc.modules import expect_none
 from peftc.rewrite.passes import copied
 
 STARS: Mapping[object, str] = {Parameter.VAR_POSITIONAL: "*", Parameter.VAR_KEYWORD: "**"}
@@ -39,10 +42,17 @@ def forward(base: type[nn.Module], graph: fx.Graph, aliases: Mapping[str, str]) 
     body = blocks(graph)
     names = Names(graph, body, avoid=_functions(graph))
     printer = Printer(lambda n: None if n in body.inline else names[n], used)
-    aliases_of_parameters = [f"{name} = {node.target}" for node, name in names.aliases.items()]
-    statements = [*aliases_of_parameters, *_Lines(printer, names).items(body.items)]
+    aliased = [f"{name} = {node.target}" for node, name in names.aliases.items()]
+    first = next((i for i, item in enumerate(body.items) if not _is_check_of_call(item)), len(body.items))
+    printed = _Lines(printer, names)
+    statements = [*printed.items(body.items[:first]), *aliased, *printed.items(body.items[first:])]
     lines = [*wrapped(f"def forward({', '.join(_signature(base))}):"), *indented(statements)]
     return Forward(tuple(lines), frozenset(used.functions), dict(sorted(used.imports.items())))
+
+
+def _is_check_of_call(item: Item) -> bool:
+    """Whether a statement checks what the forward was called with, by the parameters' names."""
+    return isinstance(item, Statement) and item.node.target is assume and isinstance(item.node.args[0], str)
 
 
 def _functions(graph: fx.Graph) -> set[str]:
@@ -74,9 +84,18 @@ class _Lines:
 
     def items(self, items: Sequence[Item]) -> list[str]:
         lines: list[str] = []
-        for item in items:
-            lines += self._branch(item) if isinstance(item, Branch) else self._statement(item)
+        for unseen, run in groupby(items, lambda item: _unseen(item) is not None):
+            if unseen:
+                lines += self._unseen([name for item in run if (name := _unseen(item))])
+                continue
+            for item in run:
+                lines += self._branch(item) if isinstance(item, Branch) else self._statement(item)
         return lines
+
+    def _unseen(self, names: Sequence[str]) -> list[str]:
+        """One call that checks all parameters that were None in every call."""
+        given = ", ".join(f"{name}={name}" for name in names)
+        return wrapped(f"{self.printer.function(expect_none)}(self, {given})", self.width)
 
     def _statement(self, statement: Statement) -> list[str]:
         node = statement.node
@@ -107,10 +126,12 @@ class _Lines:
         condition, outcome, message = node.args
         text = condition if isinstance(condition, str) else self.printer.value(condition)
         failing = negated(text) if outcome else text
-        said = f"{message}: {failing}"
-        fits = len(literal(said)) <= self.width - 2 * len(INDENT)
-        said = said if isinstance(condition, fx.Node) and fits else str(message)
-        raised = wrapped(f"raise ValueError({literal(said)})", self.width - len(INDENT))
+        parts = [f"{message}: ", failing] if isinstance(condition, fx.Node) else [str(message)]
+        whole, width = literal("".join(parts)), self.width - len(INDENT)
+        if len(parts) > 1 and len(whole) > width - len(INDENT):
+            raised = ["raise ValueError(", *(INDENT + literal(part) for part in parts), ")"]
+        else:
+            raised = wrapped(f"raise ValueError({whole})", width)
         return [*wrapped(f"if {failing}:", self.width), *indented(raised)]
 
     def _branch(self, branch: Branch) -> list[str]:
@@ -137,6 +158,14 @@ class _Lines:
             if value != self.names[phi]:
                 lines += wrapped(f"{self.names[phi]} = {value}", self.width)
         return lines
+
+
+def _unseen(item: Item) -> str | None:
+    """The parameter that a statement checks to be None, or None for any other statement."""
+    if not isinstance(item, Statement) or not _is_check_of_call(item) or item.node.args[1]:
+        return None
+    checked = re.fullmatch(r"(\w+) is not None", str(item.node.args[0]))
+    return checked[1] if checked else None
 
 
 def _only_if(lines: Sequence[str]) -> str | None:

@@ -126,7 +126,8 @@ class Editor:
         level = BESIDE if isinstance(site, Sublayer) else WEIGHT
         if isinstance(site, Projection) and site.ones:
             delta = self._insert("call_method", "squeeze", (delta, *site.ones))
-        self._change(site, level, self.apply("added", self._at_level(site, level), self._shaped(site, delta)))
+        x = self._at_level(site, level)
+        self._change(site, level, self.apply("added", x, self._shaped(site, delta, x)))
 
     def add_after(self, site: Sublayer, delta: fx.Node) -> None:
         """output + delta, after every edit so far."""
@@ -139,7 +140,7 @@ class Editor:
             back = tuple(site.order.index(axis) for axis in range(len(site.order)))
             x = joints.permuted(self, x, back)
             x = self._insert("call_method", "flatten", (x, -len(site.dims)))
-        self._change(site, SCALE, self._shaped(site, self._scaled(x, call, gate)))
+        self._change(site, SCALE, self._shaped(site, self._scaled(x, call, gate), self._at_level(site, SCALE)))
 
     def scale_input(self, site: Projection, call: ModuleCall, gate: fx.Node | None) -> None:
         """x of the projection through a module that keeps its shape: for the projection and all that attached to it."""
@@ -210,10 +211,12 @@ class Editor:
             old.meta.pop("name", None)
             old.meta.pop("names", None)
 
-    def _shaped(self, site: Projection | Sublayer | Embedding, delta: fx.Node) -> fx.Node:
+    def _shaped(self, site: Projection | Sublayer | Embedding, delta: fx.Node, like: fx.Node) -> fx.Node:
         """Features as the site holds them: the heads of an interleaved projection apart, its axes in their order."""
         if not isinstance(site, Projection) or not site.dims:
             return delta
+        if site.order == tuple(range(len(site.order))):
+            return self._insert("call_method", "view_as", (delta, like))
         apart = self._insert("call_method", "unflatten", (delta, -1, site.dims))
         return joints.permuted(self, apart, site.order)
 

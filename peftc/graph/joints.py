@@ -163,7 +163,12 @@ def _own_bias(edit: Editor, node: fx.Node, step: Copied) -> fx.Node:
 
 def permuted(edit: Editor, node: fx.Node, order: tuple[int, ...], before: fx.Node | None = None) -> fx.Node:
     """A tensor with its axes in this order: itself where that is the one it has."""
-    return node if order == tuple(range(len(order))) else edit.insert("call_method", "permute", (node, *order), before)
+    elsewhere = [axis for axis, source in enumerate(order) if axis != source]
+    if not elsewhere:
+        return node
+    swapped = len(elsewhere) == 2
+    method, axes = ("transpose", tuple(elsewhere)) if swapped else ("permute", order)
+    return edit.insert("call_method", method, (node, *axes), before)
 
 
 def _inverse(order: tuple[int, ...]) -> tuple[int, ...]:

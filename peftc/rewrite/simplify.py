@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from peftc.graph.branches import choose, enter, inputs, leave, lookup
+from peftc.graph.branches import Guard, assume, choose, enter, inputs, leave, lookup
 from peftc.graph.dataflow import is_move
 from peftc.rewrite.passes import copied
 from peftc.rewrite.program import Body, Program
@@ -36,6 +36,7 @@ def _simplified(body: Body) -> Body:
     for extent in list(_extents(graph)):
         if extent.start.name in {n.name for n in graph.nodes}:
             _fold(graph, extent, before)
+    without_repeats(graph)
     without_idle(graph)
     _sink(graph, {addition.name for addition in body.additions})
     return replace(body, graph=graph)
@@ -49,6 +50,7 @@ def base_like(body: Body) -> fx.Graph:
     for extent in list(_extents(graph)):
         if extent.path in called and extent.start.name in {n.name for n in graph.nodes}:
             _fold(graph, extent, before)
+    without_repeats(graph)
     without_idle(graph)
     return graph
 
@@ -154,21 +156,36 @@ def without_idle(graph: fx.Graph) -> None:
             asked.update(guard.condition for guard in node.meta.get("guard", ()))
 
 
+def without_repeats(graph: fx.Graph) -> None:
+    """Drop each check that an earlier one has made, there or around it."""
+    made: dict[object, tuple[Guard, ...]] = {}
+    for node in list(graph.nodes):
+        if node.target is not assume:
+            continue
+        condition, outcome, _ = node.args
+        asked = (condition.target, condition.args) if isinstance(condition, fx.Node) and condition.args else condition
+        guard = node.meta.get("guard", ())
+        before = made.setdefault((asked, outcome), guard)
+        if before is not guard and guard[: len(before)] == before:
+            graph.erase_node(node)
+
+
 def _is_idle(node: fx.Node) -> bool:
     """Whether a node does nothing for who does not read it: a marker, a view of a tensor, a question, a number."""
     if node.target in IDLE or _is_question(node):
         return True
     of_tensor = bool(node.args) and isinstance(_example(node.args[0]), torch.Tensor)
-    if of_tensor and is_move(node):
+    if of_tensor and (is_move(node) or node.target == "clone"):
         return True
     counts = getattr(node.target, "__module__", "") in COUNTS or (node.op == "call_method" and of_tensor)
     return counts and isinstance(_example(node), FACTS)
 
 
 def _is_question(node: fx.Node) -> bool:
-    """A question to a cache whose answer is a number."""
-    asked = node.op == "call_method" and str(node.target).startswith("get")
-    return asked and isinstance(node.meta.get("value", ("",))[0], int | None)
+    """A question to a cache whose answer is a number, in a tensor perhaps; one about a value's type."""
+    asked, answer = node.op == "call_method" and str(node.target).startswith("get"), node.meta.get("value", ("",))[0]
+    counted = isinstance(answer, torch.Tensor) and answer.dim() == 0
+    return node.target is isinstance or (asked and (counted or isinstance(answer, int | None)))
 
 
 def _example(value: object) -> object:

@@ -121,6 +121,31 @@ def test_a_check_says_what_it_found() -> None:
     )
 
 
+def test_parameters_that_no_call_gave_are_checked_at_once_and_first() -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    x.meta["names"] = ["x", "residual"]
+    turned = graph.call_function(torch.neg, (x,))
+    for name in ("mask", "bias"):
+        with graph.inserting_before(turned):
+            graph.call_function(assume, (f"{name} is not None", False, "recompile Unit"))
+    turned.meta["names"] = ["x"]
+    graph.output((x, turned))
+
+    class Unit(nn.Module):
+        def forward(self, x: torch.Tensor, mask: Any = None, bias: Any = None) -> torch.Tensor:
+            return x
+
+    printed = forward(Unit, graph, {})
+    assert printed.functions == {"expect_none"}
+    assert printed.lines[1:] == (
+        "    expect_none(self, mask=mask, bias=bias)",
+        "    residual = x",
+        "    x = torch.neg(residual)",
+        "    return residual, x",
+    )
+
+
 def test_a_value_is_checked_under_the_name_that_is_chosen_from_it() -> None:
     """length = x.size(0) if x is not None else 0, with a check of what size gives."""
     graph = fx.Graph()
@@ -171,8 +196,7 @@ def test_no_value_takes_the_name_of_a_parameter_that_is_yet_to_be_checked() -> N
             return x
 
     assert forward(Unit, graph, {}).lines[1:] == (
-        "    if y is not None:",
-        '        raise ValueError("recompile Unit for y")',
+        "    expect_none(self, y=y)",
         "    x_2 = torch.neg(x)",
         "    return x, x_2",
     )

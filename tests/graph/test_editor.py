@@ -216,7 +216,7 @@ def test_a_delta_takes_the_shape_of_its_part() -> None:
 
 def test_axes_that_are_in_order_stay() -> None:
     lines = statements(shaped((0, 1, 2, 3)))
-    assert {"added = added(getitem, unflatten)  # lora on k", "flatten = flatten(added, -2)"} < set(lines)
+    assert {"added = added(getitem, view_as)  # lora on k", "flatten = flatten(added, -2)"} < set(lines)
 
 
 def test_a_plain_causal_call_gets_its_mask_from_the_prefix() -> None:

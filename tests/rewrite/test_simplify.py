@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import fx
 
-from peftc.graph.branches import Guard
+from peftc.graph.branches import Guard, assume
 from peftc.plan import resolve
 from peftc.rewrite import rewrite
-from peftc.rewrite.simplify import without_idle
+from peftc.rewrite.simplify import without_idle, without_repeats
 from peftc.trace import trace_model
 from tests.laws import spec
 from tests.trace.nets import Block, made
@@ -36,3 +38,38 @@ def test_a_method_that_hands_back_what_it_was_given_is_no_call() -> None:
     (block,) = program.bodies
     assert "prepared" in {str(node.args[0]) for node in block.unit.graph.nodes if node.args}
     assert "prepared" not in {str(node.target) for node in block.graph.nodes}
+
+
+def test_a_check_that_was_made_already_is_dropped() -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    inner, outer = (
+        (Guard("mask is not None", True), Guard("bias is not None", True)),
+        (Guard("mask is not None", True),),
+    )
+    number: Any = int
+    for guard in (outer, inner, ()):
+        kind = graph.call_function(isinstance, (x, number))
+        check = graph.call_function(assume, (kind, False, "Unit is not compiled for such inputs"))
+        kind.meta["guard"] = check.meta["guard"] = guard
+    graph.output(x)
+    without_repeats(graph)
+    without_idle(graph)
+    assert [node.meta["guard"] for node in graph.nodes if node.target is assume] == [outer, ()]
+    assert sum(node.target is isinstance for node in graph.nodes) == 2
+
+
+def test_what_a_cache_counted_leaves_nothing_where_it_is_not_read() -> None:
+    """seen = cache.get_seq_length(), then seen.clone() where that is a tensor."""
+    graph = fx.Graph()
+    cache = graph.placeholder("cache")
+    seen = graph.call_method("get_seq_length", (cache,))
+    tensor: Any = torch.Tensor
+    kind = graph.call_function(isinstance, (seen, tensor))
+    clone = graph.call_method("clone", (seen,))
+    clone.meta["guard"] = (Guard(kind, True),)
+    for node, value in ((seen, torch.tensor(3)), (kind, True), (clone, torch.tensor(3))):
+        node.meta["value"] = (value, value)
+    graph.output(cache)
+    without_idle(graph)
+    assert [node.op for node in graph.nodes] == ["placeholder", "output"]

@@ -98,6 +98,15 @@ def added(x: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
     return (x + delta).to(x.dtype)
 
 
+def expect_none(unit: nn.Module, **arguments: object) -> None:
+    """ValueError where an argument is given that no call of the base gave when this file was compiled."""
+    for name, value in arguments.items():
+        if value is not None:
+            raise ValueError(
+                f"{type(unit).__name__} was compiled for {name}=None: recompile for a base that gives another"
+            )
+
+
 class BertLayer(base.BertLayer):
     """Layers 2-11: adapter on attention_output and ffn."""
 
@@ -114,9 +123,8 @@ class BertLayer(base.BertLayer):
         past_key_values=None,
         **kwargs,
     ):
+        expect_none(self, past_key_values=past_key_values)
         input_tensor = hidden_states
-        if past_key_values is not None:
-            raise ValueError("BertLayer was compiled for past_key_values=None: recompile for a base that gives another")
         attention_output, _ = self.attention.self(
             input_tensor, encoder_hidden_states=None, attention_mask=attention_mask, past_key_values=None, **kwargs
         )

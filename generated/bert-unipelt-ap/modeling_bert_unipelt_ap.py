@@ -177,6 +177,15 @@ def added(x: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
     return (x + delta).to(x.dtype)
 
 
+def expect_none(unit: nn.Module, **arguments: object) -> None:
+    """ValueError where an argument is given that no call of the base gave when this file was compiled."""
+    for name, value in arguments.items():
+        if value is not None:
+            raise ValueError(
+                f"{type(unit).__name__} was compiled for {name}=None: recompile for a base that gives another"
+            )
+
+
 def prefix_like(table: torch.Tensor, states: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
     """Keys or values (length, heads * width) as (batch, heads, length, width), times a gate.
 
@@ -230,10 +239,7 @@ class BertSelfAttention(base.BertSelfAttention):
         self.attention_prefix = PrefixSlice(trunk=model.prefix_trunk, index=layer)
 
     def forward(self, hidden_states, attention_mask=None, past_key_values=None, **kwargs):
-        if past_key_values is not None:
-            raise ValueError(
-                "BertSelfAttention was compiled for past_key_values=None: recompile for a base that gives another"
-            )
+        expect_none(self, past_key_values=past_key_values)
         input_shape = hidden_states.shape[:-1]
         hidden_shape = (*input_shape, -1, self.attention_head_size)
         query_layer = self.query(hidden_states).view(*hidden_shape).transpose(1, 2)
@@ -280,8 +286,7 @@ class BertLayer(base.BertLayer):
         past_key_values=None,
         **kwargs,
     ):
-        if past_key_values is not None:
-            raise ValueError("BertLayer was compiled for past_key_values=None: recompile for a base that gives another")
+        expect_none(self, past_key_values=past_key_values)
         self_attention_output, _ = self.attention(hidden_states, attention_mask, past_key_values=None, **kwargs)
         intermediate_output = self.intermediate(self_attention_output)
         hidden_states = self.output.dense(intermediate_output)

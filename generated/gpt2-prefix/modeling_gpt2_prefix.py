@@ -75,6 +75,15 @@ class Prefix(nn.Module):
         return draw.normal(0.02)
 
 
+def expect_none(unit: nn.Module, **arguments: object) -> None:
+    """ValueError where an argument is given that no call of the base gave when this file was compiled."""
+    for name, value in arguments.items():
+        if value is not None:
+            raise ValueError(
+                f"{type(unit).__name__} was compiled for {name}=None: recompile for a base that gives another"
+            )
+
+
 def prefix_like(table: torch.Tensor, states: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
     """Keys or values (length, heads * width) as (batch, heads, length, width), times a gate.
 
@@ -136,10 +145,7 @@ class GPT2Attention(base.GPT2Attention):
         output_attentions=False,
         **kwargs,
     ):
-        if encoder_hidden_states is not None:
-            raise ValueError(
-                "GPT2Attention was compiled for encoder_hidden_states=None: recompile for a base that gives another"
-            )
+        expect_none(self, encoder_hidden_states=encoder_hidden_states)
         if past_key_values is not None and isinstance(past_key_values, EncoderDecoderCache):
             raise ValueError(
                 "GPT2Attention is not compiled for such inputs: isinstance(past_key_values, EncoderDecoderCache)"

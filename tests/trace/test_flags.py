@@ -26,7 +26,7 @@ class Telling(Block):
         super().__init__()
         self.attention = Weighing()
 
-    def forward(self, x: torch.Tensor, weights: bool = False) -> Any:
+    def forward(self, x: torch.Tensor, weights: bool = False, **kwargs: Any) -> Any:
         attended, found = self.attention(x, weights)
         x = x + attended
         x = x + self.down(torch.relu(self.up(x)))

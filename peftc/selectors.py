@@ -100,7 +100,8 @@ class Entry:
         if names is None and self.method.modules is None:
             names = self.method.default_sites()
         if not self.trace.layers and any(name != EMBEDDING for name in names or ()):
-            hint = "name modules: for its linear maps and embeddings"
+            reasons = dict.fromkeys(f"{path}: {why}" for path, why in self.trace.untraced.items())
+            hint = "; ".join(["name modules: for its linear maps and embeddings", *list(reasons)[:3]])
             message = f"{type(self.trace.model).__name__} has no layers that data flow could find"
             self.refuse(message, "method", hint=hint)
         found = [spot for position, name in enumerate(names or ()) for spot in self._named(name, position, layers)]

@@ -70,7 +70,7 @@ def _reached(
     for way in ways:
         with suppress(*FAILURES):
             found.append(set(_behind(list(tensors_in(_answer(model, way))))))
-    if found:
+    if any(found):
         return set[nn.Parameter]().union(*found)
     return _reached(model, otherwise) if otherwise else set(model.parameters())
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
 import torch
 from torch import nn
 
 from peftc.trace import trace_model
-from tests.trace.nets import WIDTH, Block
+from tests.trace.nets import WIDTH, Block, Net
 
 
 class Deciding(nn.Module):
@@ -33,3 +38,35 @@ def test_layers_that_no_gradient_reaches() -> None:
     trace = trace_model(Deciding())
     assert [layer.path for layer in trace.layers] == ["reading.0", "reading.1"]
     assert trace.untraced["deciding.1"] == "no gradient reaches it"
+
+
+@dataclass
+class Said:
+    """An output of no library."""
+
+    states: torch.Tensor
+
+
+class Kept:
+    """One that nothing is known of."""
+
+    def __init__(self, states: torch.Tensor) -> None:
+        self.states = states
+
+
+class Saying(Net):
+    """Returns its states in an object."""
+
+    def __init__(self, kind: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__([Block(), Block()])
+        self.kind = kind
+
+    def forward(self, ids: torch.Tensor) -> Any:
+        return self.kind(super().forward(ids))
+
+
+@pytest.mark.parametrize("kind", [Said, Kept])
+def test_what_an_output_holds_is_reached(kind: Callable[[torch.Tensor], Any]) -> None:
+    """In a dataclass; and anything is where nothing is known of the output."""
+    trace = trace_model(Saying(kind))
+    assert not trace.untraced and [layer.path for layer in trace.layers] == ["blocks.0", "blocks.1"]

@@ -59,6 +59,12 @@ def _repeats(owner: nn.Module, element: str) -> bool:
     return len(alike) > 1 and all(map(_is_block, alike)) and all(map(_has_norm, alike))
 
 
+def _keeps_width(module: nn.Module) -> bool:
+    """Whether a module has a norm, or a linear map that reads what another in it makes: heads only make parts."""
+    maps = [m for m in module.modules() if isinstance(m, nn.Linear)]
+    return _has_norm(module) or not {m.in_features for m in maps}.isdisjoint(m.out_features for m in maps)
+
+
 def _has_norm(module: nn.Module) -> bool:
     return any(map(is_norm, module.modules()))
 
@@ -72,10 +78,10 @@ def _blocks(model: nn.Module, chains: list[list[str]]) -> list[str]:
 
 
 def _are_stages(model: nn.Module, chains: list[list[str]]) -> bool:
-    """Whether first elements are lists themselves, or the lists inside them repeat one class, with a norm: no heads."""
+    """Whether first elements are lists themselves, or the lists inside them repeat one class of block: no heads."""
     inner = {chain[1].rpartition(".")[0]: chain[0] for chain in chains if len(chain) > 1}
     lists = [list(model.get_submodule(path).children()) for path in inner]
-    alike = all(len({type(module) for module in modules}) == 1 and _has_norm(modules[0]) for modules in lists)
+    alike = all(len({type(module) for module in modules}) == 1 and _keeps_width(modules[0]) for modules in lists)
     listed = any(isinstance(model.get_submodule(first), nn.ModuleList) for first in inner.values())
     return listed or (alike and any(len(modules) > 1 for modules in lists))
 

@@ -95,6 +95,8 @@ def _unpacking(node: fx.Node) -> tuple[fx.Node | None, ...] | None:
         items[index] = user
     if isinstance(value, torch.Size) and not any(item is not None and _hints(item) for item in items):
         return None
+    if node.target is getattr and len(indices) == 1:
+        return None  # one size of a shape is an item of it
     return tuple(items)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FunctionType
@@ -15,8 +16,7 @@ from torch import fx, nn
 from peftc.emit.literal import literal
 from peftc.emit.tuples import packed
 from peftc.graph.branches import (
-    LiftedFloat,
-    LiftedInt,
+    Lifted,
     LiftedStr,
     SelfReference,
     attribute,
@@ -62,7 +62,10 @@ class Printer:
             return variable if variable is not None else self.node(value, level)
         if isinstance(value, SelfReference):
             return attribute("self", value.path)
-        if isinstance(value, (LiftedInt, LiftedFloat, LiftedStr)):
+        if isinstance(value, Lifted):
+            self.globals.imports |= {"math": "import math"} if "math." in value.source else {}
+            return f"({value.source})" if value.level < level else value.source
+        if isinstance(value, LiftedStr):
             return value.source
         if isinstance(value, (tuple, list)):
             return self._sequence(value)
@@ -156,8 +159,10 @@ class Printer:
         if isinstance(index, tuple) and index:
             return ", ".join(self.index(i) for i in index) + ("," if len(index) == 1 else "")
         if isinstance(index, slice):
-            start, stop, step = ("" if x is None else self.value(x) for x in (index.start, index.stop, index.step))
-            return f"{start}:{stop}" + (f":{step}" if step else "")
+            parts = ["" if x is None else self.value(x) for x in (index.start, index.stop, index.step)]
+            parts = parts if parts[2] else parts[:2]
+            plain = all(re.fullmatch(r"-?\w*", part) for part in parts)
+            return ":".join(parts) if plain else " : ".join(parts).strip()
         return self.value(index)
 
     def function(self, function: Any) -> str:

@@ -21,6 +21,7 @@ WORDS = {
     "eq": "same",
     "ne": "differs",
     "getitem": "part",
+    "base_forward": "output",
 }
 
 
@@ -44,14 +45,19 @@ def _stored(node: fx.Node) -> list[str]:
 
 def _destined(node: fx.Node) -> list[str]:
     """The names of what a value becomes: step by step, each with one reader that only changes it."""
-    while len(node.users) == 1:
-        user = next(iter(node.users))
+    while len(users := _readers(node)) == 1:
+        user = users[0]
         if user.target in (operator.getitem, choose, assume) or _subject(user) is not node or _mixes(user, node):
             return []
         if names := own_names(user) or _stored(user):
             return names
         node = user
     return []
+
+
+def _readers(node: fx.Node) -> list[fx.Node]:
+    """Who reads a value, but for who only looks at its shape."""
+    return [user for user in node.users if user.target != "view_as" or user.args[0] is node]
 
 
 def _mixes(node: fx.Node, subject: fx.Node) -> bool:
@@ -76,7 +82,8 @@ def continued(node: fx.Node) -> fx.Node | None:
     before, after = _example(made_of[0]), _example(node)
     if not isinstance(before, torch.Tensor) or not isinstance(after, torch.Tensor):
         return None
-    return made_of[0] if before.shape == after.shape or is_move(node) else None
+    seen = is_move(node) and node.target is not operator.getitem
+    return made_of[0] if before.shape == after.shape or seen else None
 
 
 def _example(node: fx.Node) -> object:
@@ -89,7 +96,8 @@ def fallback(node: fx.Node) -> str:
         return "shape"
     if node.meta.get("replaces"):
         return fallback(_subject(node))
-    text = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "value")
+    made = node.args[1] if node.target is getattr else node.target
+    text = made if isinstance(made, str) else getattr(made, "__name__", "value")
     word = next((part.lower() for part in reversed(text.split(".")) if part.isidentifier()), "value").strip("_")
     of_base = node.op == "call_module" and isinstance(_example(node), torch.Tensor)
     word = f"{word}_output" if of_base else WORDS.get(word, word)

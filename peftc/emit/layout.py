@@ -23,9 +23,11 @@ def commented(lines: list[str], comment: str | None, width: int = WIDTH) -> list
 
 
 def wrapped(text: str, width: int = WIDTH) -> list[str]:
-    """A statement in one line, or broken inside its outermost last bracket."""
+    """A statement in one line; else a chain of calls in brackets, or broken inside its widest bracket."""
     if len(text) <= width or (span := _outermost(text)) is None:
         return [text]
+    if chain := _chain(text, width):
+        return chain
     start, end = span
     items, tuple_of_one = _split(text[start + 1 : end])
     head, tail = text[: start + 1], text[end:]
@@ -36,6 +38,19 @@ def wrapped(text: str, width: int = WIDTH) -> list[str]:
     *first, last = (wrapped(item, width - len(INDENT) - 1) for item in items)
     lines = [*(row for item in first for row in _with_comma(item)), *(last if bare else _with_comma(last))]
     return [head, *indented(lines), tail]
+
+
+def _chain(text: str, width: int) -> list[str]:
+    """An assigned chain of three calls or more: in brackets, on one line or on one for each call."""
+    head, equals, value = text.partition(" = ")
+    dots = [i for i, c, depth in _code(value) if c == "." and depth == 0 and value[i - 1] in CLOSE]
+    alone = not any(c in " " and depth == 0 for _, c, depth in _code(value))
+    if not equals or any(c in OPEN for c in head) or len(dots) < 2 or not alone:
+        return []
+    if len(value) + len(INDENT) <= width:
+        return [f"{head} = (", INDENT + value, ")"]
+    rows = [value[i:j] for i, j in zip([0, *dots], [*dots, len(value)], strict=True)]
+    return [f"{head} = (", *indented([line for row in rows for line in wrapped(row, width - len(INDENT))]), ")"]
 
 
 def _with_comma(lines: Sequence[str]) -> list[str]:

@@ -76,7 +76,7 @@ def _where(unit: Class) -> str:
     """The layers, as a spec counts them; the path of what is in none."""
     layers = {unit.body.layers[path] for path in unit.paths if path in unit.body.layers}
     if not layers:
-        return ", ".join(unit.paths)
+        return ", ".join(compress(unit.paths))
     return f"{'Layer' if len(layers) == 1 else 'Layers'} {ranges(layers)}"
 
 

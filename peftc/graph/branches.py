@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keyword
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,16 +31,74 @@ def attribute(root: str, path: str) -> str:
     return text
 
 
-class LiftedInt(int):
-    """An integer attribute of a module, which remembers its source: `self.head_dim`."""
+class Lifted:
+    """A number that remembers its source, `self.head_dim` or `3 * self.head_dim`, and the precedence of that."""
 
     source: str
+    level: int = 10
+
+    def __neg__(self) -> Any:
+        return _combined("-", 7, operator.neg, self)
+
+    def __add__(self, other: Any) -> Any:
+        return _combined("+", 5, operator.add, self, other)
+
+    def __radd__(self, other: Any) -> Any:
+        return _combined("+", 5, operator.add, other, self)
+
+    def __sub__(self, other: Any) -> Any:
+        return _combined("-", 5, operator.sub, self, other)
+
+    def __rsub__(self, other: Any) -> Any:
+        return _combined("-", 5, operator.sub, other, self)
+
+    def __mul__(self, other: Any) -> Any:
+        return _combined("*", 6, operator.mul, self, other)
+
+    def __rmul__(self, other: Any) -> Any:
+        return _combined("*", 6, operator.mul, other, self)
+
+    def __truediv__(self, other: Any) -> Any:
+        return _combined("/", 6, operator.truediv, self, other)
+
+    def __floordiv__(self, other: Any) -> Any:
+        return _combined("//", 6, operator.floordiv, self, other)
+
+    def __pow__(self, other: Any, modulus: None = None) -> Any:
+        return _combined("**", 8, operator.pow, self, other)
 
 
-class LiftedFloat(float):
-    """A float attribute of a module, which remembers its source: `self.scaling`."""
+class LiftedInt(Lifted, int):  # type: ignore[misc]  # an int's power may be a float
+    """An integer that a module's attributes give."""
 
-    source: str
+
+class LiftedFloat(Lifted, float):
+    """A float that a module's attributes give."""
+
+
+LONGEST = 44  # of what is worth more than the number that it gives
+PLAIN: Mapping[type, type] = {int: int, float: float, LiftedInt: int, LiftedFloat: float}
+
+
+def _combined(sign: str, level: int, operation: Callable[..., Any], *operands: Any) -> Any:
+    """A number made of others, with the expression for it where that is short; NotImplemented for what is no number."""
+    if any(type(operand) not in PLAIN for operand in operands):
+        return NotImplemented
+    value = operation(*(PLAIN[type(operand)](operand) for operand in operands))
+    texts = [_operand(operand, level + place) for place, operand in enumerate(operands)]
+    apart = "" if sign == "**" and not any(" " in text for text in texts) else " "
+    source = f"{apart}{sign}{apart}".join(texts) if len(texts) == 2 else sign + texts[0]
+    if type(value) not in (int, float) or len(source) > LONGEST:
+        return value
+    lifted: Any = LiftedInt(value) if type(value) is int else LiftedFloat(value)
+    lifted.source, lifted.level = source, level
+    return lifted
+
+
+def _operand(value: Any, level: int) -> str:
+    if not isinstance(value, Lifted):
+        return repr(value)
+    return f"({value.source})" if value.level < level else value.source
 
 
 class LiftedStr(str):

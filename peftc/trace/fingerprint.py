@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx
 
-from peftc.graph.branches import LiftedFloat, LiftedInt, LiftedStr, given
+from peftc.graph.branches import Lifted, LiftedStr, given
 
 
 def fingerprint(graph: fx.Graph) -> str:
@@ -25,7 +25,7 @@ def written(value: Any, order: Mapping[fx.Node, int]) -> str:
     """A target or an argument as text: a node by its number, a value that is read from an attribute by its source."""
     if isinstance(value, fx.Node):
         return f"%{order[value]}"
-    if isinstance(value, (LiftedInt, LiftedFloat, LiftedStr)):
+    if isinstance(value, (Lifted, LiftedStr)):
         return value.source
     if isinstance(value, (tuple, list)):
         return f"[{','.join(written(v, order) for v in value)}]"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -77,9 +78,23 @@ def installed() -> Iterator[Session]:
         stack.enter_context(patched(nn.Module, "__getattr__", _module_getattr(session)))
         stack.enter_context(patched(AttentionInterface, "get_interface", _get_interface(session)))
         stack.enter_context(patched(torch.autograd.Function, "apply", classmethod(_function_apply(session))))
+        stack.enter_context(patched(math, "sqrt", _root(math.sqrt)))
         for name in (*UNDISPATCHED, *CRASHING):
             stack.enter_context(patched(torch, name, _factory(session, getattr(torch, name))))
         yield session
+
+
+def _root(sqrt: Callable[[float], float]) -> Callable[[float], float]:
+    """The square root of a number that remembers its source remembers that, too."""
+
+    def traced(number: float) -> float:
+        found, whole = sqrt(number), type(number) in (LiftedInt, LiftedFloat)
+        root: Any = LiftedFloat(found) if whole else found
+        if whole:
+            root.source = f"math.sqrt({number.source})"  # type: ignore[attr-defined]
+        return root  # type: ignore[no-any-return]
+
+    return traced
 
 
 def _module_call(session: Session) -> Callable[..., Any]:

@@ -24,3 +24,19 @@ from peftc.emit.layout import wrapped
 @pytest.mark.parametrize("width", [20, 30, 45, 60, 120])
 def test_the_tree_stays(text: str, width: int) -> None:
     assert ast.dump(ast.parse("\n".join(wrapped(text, width)))) == ast.dump(ast.parse(text))
+
+
+def test_a_long_chain_of_calls_stands_in_brackets() -> None:
+    assert wrapped("states = states.view(batch, length, heads).transpose(1, 2).contiguous()", 68) == [
+        "states = (",
+        "    states.view(batch, length, heads).transpose(1, 2).contiguous()",
+        ")",
+    ]
+    assert wrapped("states = (one + other).view(batch, length, heads).transpose(1, 2).contiguous()", 40) == [
+        "states = (",
+        "    (one + other)",
+        "    .view(batch, length, heads)",
+        "    .transpose(1, 2)",
+        "    .contiguous()",
+        ")",
+    ]

@@ -115,3 +115,33 @@ def test_the_variable_that_takes_a_result_is_read_from_the_code() -> None:
         return a + b
 
     assert list(_stores(source.__code__).values()) == ["y"]
+
+
+def test_one_size_of_a_shape_is_an_item_and_an_attribute_is_its_name() -> None:
+    graph = fx.Graph()
+    x = made(graph.placeholder("x"), 2, 3)
+    shape = graph.call_function(getattr, (x, "shape"))
+    shape.meta["value"] = (torch.Size((2, 3)), torch.Size((2, 3)))
+    length = graph.call_function(operator.getitem, (shape, 1))
+    length.meta.update(value=(3, 3), names=["length"])
+    cache = graph.call_function(getattr, (x, "self_attention_cache"))
+    kept = [graph.call_method("update", (cache, length)) for _ in range(2)]
+    graph.output((*kept, length))
+    assert forward(Unit, graph, {}).lines[1] == "    length = x.shape[1]"
+    assert fallback(cache) == "self_attention_cache"
+
+
+def test_who_looks_at_a_shape_alone_does_not_hide_what_a_value_becomes() -> None:
+    graph = fx.Graph()
+    x = made(graph.placeholder("x"), 2, 3, 8)
+    index: Any = (..., 0, slice(None))
+    part = made(graph.call_function(operator.getitem, (x, index)), 2, 8)
+    delta = graph.call_method("view_as", (made(graph.call_module("lora", (x,)), 2, 8), part))
+    total = made(graph.call_function(torch.add, (part, delta)), 2, 8, replaces=part.name, comment="lora on q")
+    heads = made(graph.call_method("transpose", (total, 0, 1)), 8, 2, names=["query"])
+    graph.output((heads, heads))
+    assert forward(Unit, graph, {}).lines[1:4] == (
+        "    query = x[..., 0, :]",
+        "    query = torch.add(query, self.lora(x).view_as(query))  # lora on q",
+        "    query = query.transpose(0, 1)",
+    )

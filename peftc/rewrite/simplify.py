@@ -199,10 +199,27 @@ def _sink(graph: fx.Graph, additions: set[str]) -> None:
             continue
         order = {n: i for i, n in enumerate(graph.nodes)}
         first = min(node.users, key=lambda n: order[n])
-        if first.meta.get("guard", ()) != node.meta.get("guard", ()):
+        own, inner = node.meta.get("guard", ()), first.meta.get("guard", ())
+        if inner[: len(own)] != own:
+            continue
+        if inner != own:
+            _ahead(first, own, node).prepend(node)
             continue
         line = _line(first, node)
         (line if order[line] <= order[first] else first).prepend(node)
+
+
+def _ahead(reader: fx.Node, guard: tuple[Guard, ...], stop: fx.Node) -> fx.Node:
+    """The first node of the branch that a reader stands in, as seen from under a guard, and of what decides it."""
+    deciding: set[object] = {own.condition for own in reader.meta.get("guard", ())}
+    while reader.prev is not stop:
+        before = reader.prev
+        decides = before in deciding or (before.users and deciding.issuperset(before.users))
+        if len(before.meta.get("guard", ())) <= len(guard) and not decides:
+            break
+        deciding |= {before} if decides else set()
+        reader = before
+    return reader
 
 
 def _line(reader: fx.Node, stop: fx.Node) -> fx.Node:

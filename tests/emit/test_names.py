@@ -99,13 +99,16 @@ def test_values_that_a_branch_swaps_keep_apart() -> None:
         for one, other, name in ((b, c, "first"), (c, b, "second"))
     ]
     graph.output(tuple(chosen))
-    lines = "\n".join(line.removeprefix("    ") for line in forward(Unit, graph, {}).lines[1:-1])
-    values: dict[str, Any] = {"x": 1, "mask": 1}
-    values["self"] = type("Calls", (), {n: staticmethod(lambda v, n=n: f"{n}({v})") for n in "pqr"})
-    exec(lines, values)
-    assert forward(Unit, graph, {}).lines[-1].split()[1:] != ["first,", "first"]
-    returned = forward(Unit, graph, {}).lines[-1].removeprefix("    return ")
-    assert eval(returned, values) == ("q(1)", "r(p(1))")
+    assert forward(Unit, graph, {}).lines[3:] == (
+        "    if mask is not None:",
+        "        first = self.r(first)",
+        "        first_2 = second",
+        "        second_2 = first",
+        "    else:",
+        "        first_2 = first",
+        "        second_2 = second",
+        "    return first_2, second_2",
+    )
 
 
 def test_the_variable_that_takes_a_result_is_read_from_the_code() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -15,22 +17,31 @@ def lifted(value: Any, source: str) -> Any:
     return number
 
 
-@pytest.mark.parametrize(
-    "source",
-    [
-        "3 * self.size", "(self.heads + 2) * self.size", "self.heads - (2 - self.size)", "self.size**-0.5",
-        "-self.scale",
-        "self.heads * self.size // 2", "self.scale / self.heads", "(-self.scale)**2",
-    ],
-)  # fmt: skip
+@dataclass
+class Unit:
+    """Attributes as a trace has them."""
+
+    heads: Any
+    size: Any
+    scale: Any
+
+
+MADE: Mapping[str, Callable[[Unit], Any]] = {
+    "3 * self.size": lambda self: 3 * self.size,
+    "(self.heads + 2) * self.size": lambda self: (self.heads + 2) * self.size,
+    "self.heads - (2 - self.size)": lambda self: self.heads - (2 - self.size),
+    "self.size**-0.5": lambda self: self.size**-0.5,
+    "-self.scale": lambda self: -self.scale,
+    "self.heads * self.size // 2": lambda self: self.heads * self.size // 2,
+    "self.scale / self.heads": lambda self: self.scale / self.heads,
+    "(-self.scale)**2": lambda self: (-self.scale) ** 2,
+}
+
+
+@pytest.mark.parametrize("source", MADE)
 def test_what_is_made_of_attributes_says_how(source: str) -> None:
-    class Unit:
-        heads, size, scale = lifted(4, "self.heads"), lifted(8, "self.size"), lifted(0.5, "self.scale")
-
-    class Plain:
-        heads, size, scale = 4, 8, 0.5
-
-    number, plain = eval(source, {"self": Unit}), eval(source, {"self": Plain})
+    number = MADE[source](Unit(lifted(4, "self.heads"), lifted(8, "self.size"), lifted(0.5, "self.scale")))
+    plain = MADE[source](Unit(4, 8, 0.5))
     assert (number.source, float(number), isinstance(number, float)) == (source, plain, isinstance(plain, float))
 
 

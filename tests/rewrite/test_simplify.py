@@ -10,7 +10,7 @@ from torch import fx
 from peftc.graph.branches import Guard, assume
 from peftc.plan import resolve
 from peftc.rewrite import rewrite
-from peftc.rewrite.simplify import without_idle, without_repeats
+from peftc.rewrite.simplify import _sink, without_idle, without_repeats
 from peftc.trace import trace_model
 from tests.laws import spec
 from tests.trace.nets import Block, made
@@ -73,3 +73,21 @@ def test_what_a_cache_counted_leaves_nothing_where_it_is_not_read() -> None:
     graph.output(cache)
     without_idle(graph)
     assert [node.op for node in graph.nodes] == ["placeholder", "output"]
+
+
+def test_a_gate_that_both_sides_of_a_branch_read_stands_in_front_of_it() -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    gate = graph.call_module("gate", (x,))
+    norm = graph.call_module("norm", (x,))
+    condition = graph.call_method("any", (graph.call_method("isnan", (norm,)),))
+    for side in (True, False):
+        graph.call_module("update", (norm, gate)).meta["guard"] = (Guard(condition, side),)
+    graph.output(x)
+    _sink(graph, {"gate"})
+    assert [str(node.target) for node in graph.nodes if node.op == "call_module"] == [
+        "norm",
+        "gate",
+        "update",
+        "update",
+    ]

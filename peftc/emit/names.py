@@ -5,7 +5,7 @@ from __future__ import annotations
 import keyword
 import operator
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from torch import fx
@@ -64,15 +64,25 @@ class Names:
         for value, other, side in ((false, true, branch.if_false), (true, false, branch.if_true)):
             if not isinstance(value, fx.Node) or value not in groups or groups[value] is groups[phi]:
                 continue
-            changed = self._defined.get(other, branch.index) if isinstance(other, fx.Node) else branch.index
             own = self._own(value, side)
+            changed = self._defined.get(other, branch.index) if isinstance(other, fx.Node) else branch.index
             last = max(changed, self._defined[value])
             late = [u for u, by in self._uses[value] if by is not phi and u > last and u not in own]
-            if late or (len(groups[value]) > 1 and value.op != "placeholder" and not _is_phi_of(groups[value], value)):
+            if late or self._meet(groups[value], groups[phi]):
+                continue
+            if len(groups[value]) > 1 and value.op != "placeholder" and not _is_phi_of(groups[value], value):
                 continue
             groups[phi].extend(groups[value])
             for member in groups[value]:
                 groups[member] = groups[phi]
+
+    def _meet(self, values: Sequence[fx.Node], others: Sequence[fx.Node]) -> bool:
+        """Whether one of these values is needed where one of the others has taken its name."""
+        ours, theirs = ([span for n in nodes for span in self._spans(n)] for nodes in (values, others))
+        return any(meet(one, values, other, others) for one in ours for other in theirs)
+
+    def _spans(self, node: fx.Node) -> Iterator[Span]:
+        return self._lives.spans(node, self._defined[node], self._uses.get(node, []))
 
     def _own(self, value: fx.Node, side: list[Item]) -> set[int]:
         """The statements of the side of a branch that makes a value: the other side's changes nothing there."""
@@ -81,7 +91,7 @@ class Names:
 
     def _variable(self, nodes: list[fx.Node]) -> Variable:
         start = min(self._defined[n] for n in nodes)
-        spans = [span for n in nodes for span in self._lives.spans(n, self._defined[n], self._uses.get(n, []))]
+        spans = [span for n in nodes for span in self._spans(n)]
         ordered = sorted(nodes, key=lambda n: self._defined[n])
         return Variable(ordered, start, spans, hints=hints(ordered))
 

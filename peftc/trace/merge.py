@@ -178,7 +178,7 @@ class _Merger:
         if self.condition is None:
             fail(f"what is {told(a)} in some calls is {told(b)} in others, and nothing says in which")
         for side, value, other in ((True, a, b), (False, b, a)):
-            if self._makes(other, side, value):
+            if self._makes(other, side, value) and self._leaves(other, other.args[0]):
                 return self._freed(other)
         for one, other in ((a, b), (b, a)):
             if isinstance(one, bool) and _asks_facts(self.condition) and self._is_free(other):
@@ -208,6 +208,14 @@ class _Merger:
         widened_by, *there = condition.args
         own = there[0 if side else 1]
         return widened_by is self.condition and isinstance(own, bool) and values[0 if own else 1] is value
+
+    def _leaves(self, node: fx.Node, widened: fx.Node) -> bool:
+        """Whether what a node reads is made outside the branch too: facts, and what the widened condition guards."""
+        return all(
+            self._is_free(n) or (any(g.condition is widened for g in n.meta["guard"]) and self._leaves(n, widened))
+            for n in node.all_input_nodes
+            if self._guarded(n)
+        )
 
     def _is_free(self, node: Any) -> bool:
         """Whether a node asks for sizes or dtypes of what is there whatever the branch."""

@@ -69,8 +69,9 @@ def _reached(
     found = []
     for way in ways:
         with suppress(*FAILURES):
-            found.append(set(_behind(list(tensors_in(_answer(model, way))))))
-    if any(found):
+            if said := list(tensors_in(_answer(model, way))):
+                found.append(set(_behind(said)))
+    if found:
         return set[nn.Parameter]().union(*found)
     return _reached(model, otherwise) if otherwise else set(model.parameters())
 

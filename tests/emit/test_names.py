@@ -148,3 +148,26 @@ def test_who_looks_at_a_shape_alone_does_not_hide_what_a_value_becomes() -> None
         "    query = torch.add(query, self.lora(x).view_as(query))  # lora on q",
         "    query = query.transpose(0, 1)",
     )
+
+
+def test_a_variable_keeps_its_value_for_what_still_reads_it() -> None:
+    """A pair is taken apart on one side: its second item is read after the first has become the answer."""
+    graph = fx.Graph()
+    x = made(graph.placeholder("x"), 2, 8)
+    graph.placeholder("mask")
+    pair = made(graph.call_module("scan", (x,)), 2, 8, names=["answer"])
+    guard, inner = Guard("mask is not None", True), Guard("x.shape[0] > 1", True)
+    first = made(graph.call_function(operator.getitem, (pair, 0)), 8, guard=(guard, inner), names=["answer"])
+    second = made(graph.call_function(operator.getitem, (pair, 1)), 8, guard=(guard, inner), names=["state"])
+    made(graph.call_module("keep", (second,)), 8, guard=(guard, inner))
+    own = made(graph.call_function(choose, (inner.condition, first, pair)), 8, guard=(guard,), names=["answer"])
+    graph.output(made(graph.call_function(choose, (guard.condition, own, pair)), 2, 8, names=["answer"]))
+    assert forward(Unit, graph, {}).lines[1:] == (
+        "    answer = self.scan(x)",
+        "    if mask is not None and x.shape[0] > 1:",
+        "        answer_2 = answer[0]",
+        "        state = answer[1]",
+        "        self.keep(state)",
+        "        answer = answer_2",
+        "    return answer",
+    )

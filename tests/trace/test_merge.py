@@ -116,3 +116,35 @@ def test_a_dtype_is_asked_for_under_the_attention_that_asks() -> None:
         'if self.config._attn_implementation == "eager":',
         "if scores.dtype == torch.float16 or scores.dtype == torch.bfloat16:",
     ]
+
+
+class Resuming(nn.Module):
+    """Goes on from a state that is kept, by a function of its own where one token comes."""
+
+    def forward(self, x: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor:
+        single = kept is not None and x.shape[1] == 1
+        state = kept.cumsum(1) if kept is not None else None
+        if single:
+            return torch.tanh(x) * kept
+        return x + torch.nn.functional.dropout(x if state is None else state, 0.0)
+
+
+def test_what_reads_a_state_is_made_only_where_there_is_one() -> None:
+    without, many, one = (
+        tuple(
+            Recorded(
+                {
+                    "x": torch.empty(n, m, 4, device="meta"),
+                    **({"kept": torch.empty(n, 1, 4, device="meta")} if k else {}),
+                },
+                {},
+            )
+            for n, m in ((2, length), (3, length + (length > 1)))
+        )
+        for length, k in ((5, False), (5, True), (1, True))
+    )
+    with installed() as session:
+        graph = UnitTracer(Resuming(), frozenset(), [without, many, one], session).graph()
+    reading = [n for n in graph.nodes if n.target == "cumsum"]
+    assert reading
+    assert all(any(g.condition == "kept is not None" for g in n.meta["guard"]) for n in reading)

@@ -184,7 +184,8 @@ class UnitTracer:
         sketches, failed = {ways[0]: self._once(call, False, attention)}, False
         flags = decisions(sketches[ways[0]], asks_flag) if self.flags else []
         for way in ways:
-            kinds, values = (decisions(sketches[way], asks) for asks in (asks_kind, asks_value))
+            kinds = decisions(sketches[way & frozenset(flags)], asks_kind)
+            values = decisions(sketches[way], asks_value)
             for further in further_ways([*flags, *kinds, *values], way):
                 try:
                     sketches[further] = self._once(call, False, attention, further)

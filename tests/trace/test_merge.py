@@ -148,3 +148,22 @@ def test_what_reads_a_state_is_made_only_where_there_is_one() -> None:
     reading = [n for n in graph.nodes if n.target == "cumsum"]
     assert reading
     assert all(any(g.condition == "kept is not None" for g in n.meta["guard"]) for n in reading)
+
+
+class Casting(nn.Module):
+    """Asks for dtypes as often as every combination is traced, and for one more beyond one of them."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x / 2 if x.dtype == torch.float16 else x
+        x = x / 3 if x.dtype == torch.float16 else x
+        if x.dtype != torch.float32 and x.dtype != torch.float64:
+            x = x / 4
+        return x / 5 if x.dtype == torch.float16 else x
+
+
+def test_a_dtype_asked_for_beyond_another_leaves_the_others_open() -> None:
+    call = tuple(Recorded({"x": torch.empty(n, n + 3, 4, device="meta")}, {}) for n in (2, 3))
+    with installed() as session:
+        graph = UnitTracer(Casting(), frozenset(), [call], session).graph()
+    checks = [node.args[0] for node in graph.nodes if node.target is assume]
+    assert [check.target for check in checks if isinstance(check, fx.Node)] == [operator.ne]

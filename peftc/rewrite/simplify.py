@@ -80,7 +80,8 @@ def _extents(graph: fx.Graph) -> Iterator[Extent]:
 def _fold(graph: fx.Graph, extent: Extent, before: dict[str, fx.Node]) -> None:
     """Put the module's call back, where nothing inside changed and nothing but its result is used outside.
 
-    One that only hands its input back, and does nothing else, is no call.
+    One that only hands its input back, and does nothing else, is no call.  Nor is one that hands its input back where a
+    check holds: elsewhere it may hand back something else, which nobody would read.
     """
     replaced = _replaced(before[extent.start.name].args[1:], extent.start.args[1:])
     if not all(_unchanged(node, before, replaced) for node in extent.inside):
@@ -90,6 +91,8 @@ def _fold(graph: fx.Graph, extent: Extent, before: dict[str, fx.Node]) -> None:
     given = [n.name for n in inputs(result)]
     outside = [n for n in extent.inside if any(u.name not in names and u is not extent.end for u in n.users)]
     if not outside and all(map(_is_idle, extent.inside)):
+        return
+    if any(n.target is assume for n in extent.inside) and not names.issuperset(given):
         return
     items = list(result) if isinstance(result, (tuple, list)) else [result]
     if any(n.name not in given for n in outside) or not all(i is None or isinstance(i, fx.Node) for i in items):

@@ -19,6 +19,7 @@ from peftc.trace.residual import adds_streams, computes, joins, operands, origin
 from peftc.trace.views import (
     View,
     find,
+    has_features,
     is_flat,
     is_turned,
     output_projection,
@@ -97,7 +98,7 @@ def feed_sites(view: View, causal: bool) -> list[Site]:
     if not projections or not isinstance(returned, fx.Node):
         return []
     x = read_by(view, projections[0].node)
-    if x.meta["value"][0].shape != returned.meta["value"][0].shape:
+    if x.meta["value"][0].shape != returned.meta["value"][0].shape or not has_features(returned):
         return []
     ffn = Sublayer(
         name="ffn", output=returned.name, residual=None, sum=None, norm=None, input=x.name, width=width_of(returned),
@@ -179,7 +180,10 @@ def _entry(view: View, way: list[fx.Node]) -> fx.Node:
     return node if is_normed(view, node) else way[0]
 
 
-def _made(view: View, total: fx.Node, output: fx.Node, x: fx.Node, name: str) -> Sublayer:
+def _made(view: View, total: fx.Node, output: fx.Node, x: fx.Node, name: str) -> Sublayer | None:
+    """The sublayer that a sum takes in; None where its last axis holds no features, but positions."""
+    if not has_features(output):
+        return None
     beside = next(a for a in operands(total) if a is not output)
     follows = beside in dataflow.reached(view.flow.reverse(copy=False), output)
     residual = beside if follows else stream(view, total) or beside

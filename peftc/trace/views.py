@@ -118,6 +118,12 @@ def width_of(node: fx.Node) -> int:
     return int(node.meta["value"][0].shape[-1])
 
 
+def has_features(node: fx.Node) -> bool:
+    """Whether the last axis is as long at both examples."""
+    one, other = node.meta["value"]
+    return bool(one.shape[-1] == other.shape[-1])
+
+
 def is_flat(node: fx.Node) -> bool:
     """Whether batch and length are one axis."""
     value = node.meta["value"][0]

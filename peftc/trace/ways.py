@@ -11,6 +11,7 @@ from torch import fx
 from peftc.graph.branches import assume, enter, leave
 
 ORDERS = (operator.lt, operator.le, operator.gt, operator.ge)
+EQUALS = (operator.eq, operator.ne)
 MOST = 4  # branches of which every combination is traced; beyond that, checks
 Against = frozenset[Hashable]
 
@@ -38,7 +39,10 @@ def asks_value(condition: fx.Node) -> bool:
 
 
 def compared(graph: fx.Graph) -> dict[Hashable, bool]:
-    """What a trace decided at each branch on which of two sizes is larger: all examples may be on one side."""
+    """What a trace decided at each branch on which of two sizes is larger, or whether one divides another.
+
+    All examples may be on one side.
+    """
     asked = [n for n in graph.nodes if n.target is assume and isinstance(n.args[0], fx.Node)]
     return {n.meta["key"]: bool(n.args[1]) for n in asked if _is_order(n.args[0])}
 
@@ -69,8 +73,13 @@ def further_ways(keys: list[Hashable], way: Against) -> Iterator[Against]:
 
 
 def _is_order(condition: fx.Node) -> bool:
-    sizes = [n.meta["value"][0] for n in condition.all_input_nodes]
-    return condition.target in ORDERS and bool(sizes) and all(isinstance(size, int) for size in sizes)
+    sizes = condition.all_input_nodes
+    divides = condition.target in EQUALS and any(n.target is operator.mod for n in sizes)
+    return (condition.target in ORDERS or divides) and bool(sizes) and all(map(_is_size, sizes))
+
+
+def _is_size(node: fx.Node) -> bool:
+    return isinstance(node.meta["value"][0], int)
 
 
 def _asks_tensor(condition: fx.Node) -> bool:

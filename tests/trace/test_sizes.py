@@ -29,7 +29,16 @@ class Shortest(Block):
         return x / min(x.shape[1], 4) * max(x.shape[:2])
 
 
-@pytest.mark.parametrize("kind", [Windowed, Shortest])
+class Evened(Block):
+    """Hands back what it was given, but for an even number of positions."""
+
+    def prepared(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        if x.shape[1] % 2 == 0:
+            x = 2 * x
+        return x
+
+
+@pytest.mark.parametrize("kind", [Windowed, Shortest, Evened])
 def test_a_number_made_of_sizes_stays_one(kind: type[Block]) -> None:
     model = made(kind)
     changed = attached(model)

@@ -84,6 +84,8 @@ def _unpacking(node: fx.Node) -> tuple[fx.Node | None, ...] | None:
     indices = {user: index for user in node.users if (index := _index(user, node)) is not None}
     if not node.users or is_phi(node) or node.target is packed or len(indices) != len(node.users):
         return None
+    if node.meta.get("uneven"):
+        return None
     value = node.meta.get("value", ((None,) * (1 + max(indices.values())),))[0]
     if not isinstance(value, (tuple, list)):
         return None

@@ -212,7 +212,7 @@ def _unpacked(values: Sequence[Any]) -> tuple[fx.Node | None, int]:
         return None, 1
     source = first.args[0]
     held = source.meta.get("value", (None,))[0] if isinstance(source, fx.Node) else None
-    if not isinstance(source, fx.Node) or not isinstance(held, (tuple, list)):
+    if not isinstance(source, fx.Node) or not isinstance(held, (tuple, list)) or source.meta.get("uneven"):
         return None, 1
     count = len(held)
     for position, value in enumerate(values[:count]):

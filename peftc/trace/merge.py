@@ -98,6 +98,7 @@ class _Merger:
         kwargs = self._reconcile(_mapped(a.kwargs, self.true), _mapped(b.kwargs, self.false))
         copy = self._copy(a, self.true, args, kwargs)
         copy.meta["guard"] = guard
+        copy.meta["uneven"] = _length(a) != _length(b) or a.meta.get("uneven") or b.meta.get("uneven")
         copy.meta["names"] = list(dict.fromkeys([*a.meta.get("names", ()), *b.meta.get("names", ())]))
         self.true[a] = self.false[b] = copy
 
@@ -254,6 +255,12 @@ class _Merger:
 
     def _guarded(self, node: fx.Node) -> bool:
         return any(guard.condition == self.condition for guard in node.meta.get("guard", ()))
+
+
+def _length(node: fx.Node) -> int | None:
+    """How many items what a node returns has."""
+    value = node.meta.get("value", (None,))[0]
+    return len(value) if isinstance(value, tuple) else None
 
 
 def is_number(node: fx.Node) -> bool:

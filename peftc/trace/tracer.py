@@ -43,7 +43,7 @@ LITERALS = (int, float, str, complex, type(None), type(...), torch.dtype, torch.
 class Tracer(fx.proxy.TracerBase):
     """Traces one unit.  `leaves` are the modules that stay calls; everything else with children is inlined.
 
-    The decisions of `against` go the other way; the values of `missing`, by their keys, are None and no proxies.
+    Decisions and flags of `against` go the other way; the values of `missing`, by their keys, are None and no proxies.
     A number of `varying`, by its key or as the size that it is, stays one, though both examples agree on it.
     """
 
@@ -92,7 +92,9 @@ class Tracer(fx.proxy.TracerBase):
 
     def _placeholder(self, argument: Argument) -> Value:
         node = self.graph.placeholder(argument.name)
-        node.meta.update(value=argument.points, key=("placeholder", argument.name), scope=())
+        key = ("placeholder", argument.name)
+        points = tuple(not point for point in argument.points or ()) if key in self.against else argument.points
+        node.meta.update(value=points, key=key, scope=())
         self.live.note(node)
         node.meta["names"] = [argument.name]
         return Value(node, self)

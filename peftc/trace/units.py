@@ -26,11 +26,11 @@ from peftc.trace.values import Argument, Known, Learnt, TraceFailure
 from peftc.trace.ways import (
     MOST,
     Against,
-    asks_flag,
     asks_kind,
     asks_value,
     compared,
     decisions,
+    flags,
     further_ways,
     inlined,
     outcomes,
@@ -182,17 +182,17 @@ class UnitTracer:
         """Each way through the branches that the examples leave open; whether one cannot be traced: its check stays."""
         ways: list[Against] = [frozenset()]
         sketches, failed = {ways[0]: self._once(call, False, attention)}, False
-        flags = decisions(sketches[ways[0]], asks_flag) if self.flags else []
+        turned = flags(sketches[ways[0]]) if self.flags else []
         for way in ways:
-            kinds = decisions(sketches[way & frozenset(flags)], asks_kind)
+            kinds = decisions(sketches[way & frozenset(turned)], asks_kind)
             values = decisions(sketches[way], asks_value)
-            for further in further_ways([*flags, *kinds, *values], way):
+            for further in further_ways([*turned, *kinds, *values], way):
                 try:
                     sketches[further] = self._once(call, False, attention, further)
                     ways.append(further)
                 except UNTRACEABLE:
-                    failed = failed or not further <= {*flags}
-            if len(ways) > 2**MOST and flags:
+                    failed = failed or not further <= {*turned}
+            if len(ways) > 2**MOST and turned:
                 raise TraceFailure("its flags leave too many ways open")
             if len(ways) > 2**MOST:
                 return ways[:1], False

@@ -27,9 +27,11 @@ def asks_kind(condition: fx.Node) -> bool:
     return any(_is_dtype(a) for a in condition.args) or _asks_tensor(condition)
 
 
-def asks_flag(condition: fx.Node) -> bool:
-    """Whether a condition is a flag that the forward is given: of the examples' calls, all may give the same one."""
-    return condition.op == "placeholder" and isinstance(condition.meta["value"][0], bool)
+def flags(graph: fx.Graph) -> list[Hashable]:
+    """The keys of the flags that a forward is given and branches on: the examples' calls may all give the same one."""
+    asked = [n.args[0] for n in graph.nodes if n.target is assume and isinstance(n.args[0], fx.Node)]
+    given = [n for n in asked if n.op == "placeholder" and isinstance(n.meta["value"][0], bool)]
+    return list(dict.fromkeys(n.meta["key"] for n in given))
 
 
 def asks_value(condition: fx.Node) -> bool:

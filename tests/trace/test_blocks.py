@@ -307,8 +307,8 @@ class PositionsLast(nn.Module):
         self.up, self.down = nn.Linear(WIDTH, 12), nn.Linear(12, WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.transpose(1, 2)
-        return x + self.down(functional.relu(self.up(x.transpose(1, 2)))).transpose(1, 2)
+        turned: Tensor = self.down(functional.relu(self.up(x)))
+        return x.transpose(1, 2) + turned.transpose(1, 2)
 
 
 def test_what_ends_in_positions_has_no_width() -> None:

@@ -18,7 +18,7 @@ class Weighing(Attending):
         q, k, v = self.query(x), self.key(x), self.value(x)
         found = (q @ k.transpose(1, 2)).softmax(-1)
         out = self.out(found @ v)
-        return (out, found) if weights else (out, None)
+        return (out, found) if weights else (out,)
 
 
 class Telling(Block):
@@ -27,10 +27,10 @@ class Telling(Block):
         self.attention = Weighing()
 
     def forward(self, x: torch.Tensor, weights: bool = False, **kwargs: Any) -> Any:
-        attended, found = self.attention(x, weights)
-        x = x + attended
+        attended = self.attention(x, weights)
+        x = x + attended[0]
         x = x + self.down(torch.relu(self.up(x)))
-        return (x, found) if weights else (x,)
+        return (x, attended[1]) if weights else (x,)
 
 
 class Asked(Net):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from traceback import walk_tb
@@ -23,6 +23,7 @@ LONGEST = max(point.length + point.past for point in POINTS)
 Call = tuple[Recorded, ...]
 Runs = Mapping[Scenario, tuple[Recording, ...]]
 FURTHER = (1, 8, 64)  # times the second point's lengths
+LARGER = (1, 2)  # times the sides of its pictures
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,17 +113,25 @@ def _is_own(error: BaseException) -> bool:
 
 
 def _examples(model: nn.Module, alike: Twins) -> tuple[tuple[Point, Point], tuple[Recording | None, ...]]:
-    """The example points, further apart for a model of text that pads both to the same length; the first scenario's
-    recordings at them.
+    """The example points, further apart for a model that makes the same length of both; the first scenario's recordings
+    at them.
     """
     first = _recorded(model, SCENARIOS[0], POINTS[0], alike)
-    for factor in FURTHER if feed(model).is_text else ():
-        second = replace(POINTS[1], length=POINTS[1].length * factor, source=POINTS[1].source * factor)
+    for second in _seconds(model):
         with suppress(*FAILURES):
             other = record(model, SCENARIOS[0], second, alike)
             if _differ(first, other):
                 return (POINTS[0], second), (first, other)
     return POINTS, (first, _recorded(model, SCENARIOS[0], POINTS[1], alike))
+
+
+def _seconds(model: nn.Module) -> Iterator[Point]:
+    """The second example point, and others where a model of text reads more, or one of pictures larger ones."""
+    reads, second = feed(model), POINTS[1]
+    if reads.is_text:
+        yield from (replace(second, length=second.length * n, source=second.source * n) for n in FURTHER)
+    elif any(i.shape(second) != i.shape(replace(second, image=1)) for i in reads.inputs):
+        yield from (replace(second, image=second.image * n) for n in LARGER)
 
 
 def _differ(one: Recording | None, other: Recording | None) -> bool:

@@ -297,19 +297,3 @@ def test_streams_that_are_mixed_are_the_residual() -> None:
     ffn = sites(Streams(), WIDTH)["ffn"]
     assert isinstance(ffn, Sublayer)
     assert (ffn.output, ffn.residual, ffn.sum) == ("mul", "matmul", "add")
-
-
-class PositionsLast(nn.Module):
-    """A residual stream whose features stand before its positions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.up, self.down = nn.Linear(WIDTH, 12), nn.Linear(12, WIDTH)
-
-    def forward(self, x: Tensor) -> Tensor:
-        turned: Tensor = self.down(functional.relu(self.up(x)))
-        return x.transpose(1, 2) + turned.transpose(1, 2)
-
-
-def test_what_ends_in_positions_has_no_width() -> None:
-    assert sites(PositionsLast(), WIDTH).keys() == {"ffn_up", "ffn_down"}

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from peftc.graph.branches import assume
-from tests.trace.nets import Block, attached, made
-from tests.trace.seen import seen
+from tests.trace.nets import WIDTH, Block, attached, made
+from tests.trace.seen import seen, sites
 
 
 class Windowed(Block):
@@ -77,3 +77,19 @@ class Setting(nn.Module):
 def test_what_a_method_sets_is_checked() -> None:
     graph = seen(Setting(), 4).graph
     assert [n.args[0] for n in graph.nodes if n.target is assume] == ["self.window == 0"]
+
+
+class PositionsLast(nn.Module):
+    """A residual stream whose features stand before its positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(WIDTH, 12), nn.Linear(12, WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        turned: torch.Tensor = self.down(torch.relu(self.up(x)))
+        return x.transpose(1, 2) + turned.transpose(1, 2)
+
+
+def test_what_ends_in_positions_has_no_width() -> None:
+    assert sites(PositionsLast(), WIDTH).keys() == {"ffn_up", "ffn_down"}

@@ -223,18 +223,22 @@ class UnitTracer:
         return not same or any(n.users for n in other.nodes if n.op == "placeholder" and n.target == name)
 
     def _once(
-        self, call: Call, training: bool, attention: str | None = None, against: Against = frozenset()
-    ) -> fx.Graph:
+        self, call: Call, training: bool, attention: str | None = None, against: Against = frozenset(),
+        below: tuple[Call, ...] = (),
+    ) -> fx.Graph:  # fmt: skip
         """The trace of a call: what is a number in calls that give what this one does in more sizes stays one."""
-        return self._made(call, training, attention, against, self._varying(call, training, attention, against))
+        return self._made(call, training, attention, against, self._varying(call, training, attention, against, below))
 
-    def _varying(self, call: Call, training: bool, attention: str | None, against: Against) -> Against:
-        """The keys of the numbers in calls that give what this one does in more sizes.
+    def _varying(
+        self, call: Call, training: bool, attention: str | None, against: Against, below: tuple[Call, ...]
+    ) -> Against:
+        """The keys of the numbers in calls that give what this one does in more sizes: two may vary more by turns.
 
         Of a call beside those of the examples, those sizes too: it may read them where no other call comes.
         """
-        wider = [other for other in self._distinct if varies_more(sizes_of(other), sizes_of(call))]
-        same = [self._once(other, training, attention, against) for other in wider]
+        others = [other for other in self._distinct if other not in below]
+        wider = [other for other in others if varies_more(sizes_of(other), sizes_of(call))]
+        same = [self._once(other, training, attention, against, (*below, call)) for other in wider]
         keys = {n.meta["key"] for graph in same for n in graph.nodes if is_number(n)}
         further = wider if call not in self._distinct else []
         axes = {(name, i) for c in further for name, axes in sizes_of(c).items() for i, v in enumerate(axes) if v}

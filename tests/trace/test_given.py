@@ -150,3 +150,25 @@ def test_a_mask_that_one_attention_reads_is_not_handed_on() -> None:
         graph = UnitTracer(Hiding(), frozenset(), (call(5, 7), call(5, 7, mask=None)), session).graph()
     nodes = {node.name: node for node in graph.nodes}
     assert Guard("mask is not None", True) in nodes["add"].meta["guard"]
+
+
+class Seeing(nn.Module):
+    """Reads the sizes of two tensors, each of which is of one size in some calls."""
+
+    def forward(self, x: Tensor, seen: Tensor) -> Tensor:
+        return x.flatten(1) * seen.sum() * x.shape[1] + seen.shape[0]
+
+
+def test_two_calls_may_each_vary_where_the_other_does_not() -> None:
+    """A token at a time with a mask for each example, and whole sequences with one mask for all."""
+
+    def seeing(*sizes: tuple[tuple[int, ...], tuple[int, ...]]) -> Call:
+        named = ({"x": torch.empty(*x, 4, device="meta"), "seen": torch.empty(s, device="meta")} for x, s in sizes)
+        return tuple(Recorded(given, {}) for given in named)
+
+    calls = (seeing(((2, 5), (1, 5)), ((3, 7), (1, 7))), seeing(((2, 1), (2, 6)), ((3, 1), (3, 9))))
+    with installed() as session:
+        graph = UnitTracer(Seeing(), frozenset(), calls, session).graph()
+    x, seen = torch.ones(2, 3, 4), torch.ones(1, 3)
+    module = fx.GraphModule(nn.Module(), graph)
+    torch.testing.assert_close(module(x, seen), Seeing()(x, seen))

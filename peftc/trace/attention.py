@@ -16,7 +16,16 @@ from peftc.graph.branches import SelfReference, lookup
 from peftc.graph.sites import Attention, Projection, Site, Windowed, Written
 from peftc.trace.nested import tensors_in
 from peftc.trace.probes import SDPA
-from peftc.trace.views import View, find, output_projection, parameter_behind, projection, read_by, width_of
+from peftc.trace.views import (
+    View,
+    find,
+    in_one_list,
+    output_projection,
+    parameter_behind,
+    projection,
+    read_by,
+    width_of,
+)
 from peftc.trace.windowed import windowed
 from peftc.trace.written import Found, attentions, joint, mask_added
 
@@ -168,16 +177,7 @@ def _one(view: View, several: list[tuple[AttentionCall, list[Site]]]) -> list[Si
 def _is_head(view: View, sites: list[Site], others: list[Site]) -> bool:
     """Whether an attention is one of a list that the other one is in too, each with a q or k of its own."""
     pairs = [(a, b) for a in sites for b in others if isinstance(a, Projection) and isinstance(b, Projection)]
-    return any(_in_one_list(view.module, a.module, b.module) for a, b in pairs if a.name == b.name and a.name in QKV)
-
-
-def _in_one_list(module: nn.Module, one: str, other: str) -> bool:
-    """Whether two paths differ in their place in one list of modules alone."""
-    parts, others = one.split("."), other.split(".")
-    places = [i for i, (a, b) in enumerate(zip(parts, others, strict=False)) if a != b]
-    if len(parts) != len(others) or len(places) != 1:
-        return False
-    return isinstance(module.get_submodule(".".join(parts[: places[0]])), nn.ModuleList)
+    return any(in_one_list(view.module, a.module, b.module) for a, b in pairs if a.name == b.name and a.name in QKV)
 
 
 def _with(attention: Attention, parts: list[Site], others: list[list[Site]]) -> Attention:

@@ -20,6 +20,7 @@ from peftc.trace.views import (
     View,
     find,
     has_features,
+    in_one_list,
     is_flat,
     is_turned,
     output_projection,
@@ -216,6 +217,7 @@ def _feed_forward(view: View, taken: set[str], attends: set[fx.Node]) -> list[Si
     free = [n for n in view.linears() if n.name not in taken]
     downs = [node for node in reversed(free) if not _routes(view, node, attends)]
     fed = {down: feeding for down in downs if (feeding := _feeding(view, down, free))}
+    fed = {down: feeding for down, feeding in fed.items() if not _is_expert(view, down, list(fed))}
     if not fed:
         whole = _routed(view, attends)
         return [whole] if whole else []
@@ -224,6 +226,13 @@ def _feed_forward(view: View, taken: set[str], attends: set[fx.Node]) -> list[Si
     first = read_by(view, fed[down][0].name)
     sublayer = _sublayer(view, down, first, attends, "ffn")
     return [*_named(view, down, fed[down]), *([sublayer] if sublayer else [])]
+
+
+def _is_expert(view: View, down: fx.Node, others: list[fx.Node]) -> bool:
+    """Whether a linear is one of a list that stand side by side, each fed by linears of its own."""
+    behind, before = dataflow.reached(view.flow, down), dataflow.reached(view.flow.reverse(copy=False), down)
+    beside = [other for other in others if other not in behind | before]
+    return any(in_one_list(view.module, str(down.target), str(other.target)) for other in beside)
 
 
 def _routes(view: View, node: fx.Node, attends: set[fx.Node]) -> bool:

@@ -98,7 +98,11 @@ def _adds(view: View, node: fx.Node) -> bool:
     if len(sides) != 2 or not _streams(*(side.meta["value"][0] for side in sides)):
         return False
     floats = all(side.meta["value"][0].is_floating_point() for side in sides)
-    return node.target in ADDS or (floats and dataflow.tensors(node) == sides and _mixes(view, node))
+    return _is_sum(node) or (floats and dataflow.tensors(node) == sides and _mixes(view, node))
+
+
+def _is_sum(node: fx.Node) -> bool:
+    return node.target in ADDS or (node.op == "call_method" and node.target == "add")
 
 
 def _mixes(view: View, node: fx.Node) -> bool:

@@ -72,6 +72,15 @@ def linear_shape(module: nn.Module, node: fx.Node) -> tuple[int, int] | None:
     return sizes if tuple(sorted(weight.shape)) == tuple(sorted(sizes)) else None
 
 
+def in_one_list(module: nn.Module, one: str, other: str) -> bool:
+    """Whether two paths differ in their place in one list of modules alone."""
+    parts, others = one.split("."), other.split(".")
+    places = [i for i, (a, b) in enumerate(zip(parts, others, strict=False)) if a != b]
+    if len(parts) != len(others) or len(places) != 1:
+        return False
+    return isinstance(module.get_submodule(".".join(parts[: places[0]])), nn.ModuleList)
+
+
 def projection(view: View, node: fx.Node, way: list[fx.Node]) -> Projection:
     """A linear, or the part of it whose features arrive at the end of a way that starts at it."""
     module = view.called(node)

@@ -20,6 +20,7 @@ from peftc.trace.views import View
 
 ADDING = frozenset({"add", "iadd", "add_"})
 REDUCING = frozenset({"amax", "amin"})
+FILLED = frozenset({"full_like", "ones_like"})
 CASTS = frozenset({"to", "float", "type", "type_as"})
 MASKING = frozenset({"where", "masked_fill", "masked_fill_"})
 
@@ -170,8 +171,8 @@ class _Chain:
     def take(self, node: fx.Node) -> str | None:
         """Go through one more node; the reason if nothing is known of it."""
         read = [n for n in node.all_input_nodes if n in self.images]
-        if not read or dataflow.name_of(node) in REDUCING:
-            return None  # one number for a query: nothing that is there for each key
+        if not read or dataflow.name_of(node) in REDUCING or _is_filled(node):
+            return None  # one number for a query, or one for all: nothing that is there for each key
         images = {self.images[n] for n in read}
         others = [n for n in dataflow.tensors(node) if n not in self.images and dataflow.name_of(node) != "type_as"]
         known = not others if node.target is choose else len(read) == 1 and self._is_known(node, read[0], others)
@@ -204,6 +205,12 @@ def _is_mask(node: fx.Node, read: fx.Node, others: list[fx.Node]) -> bool:
     if name in MASKING:
         return read is not node.args[0] or name != "where"
     return any(_per_key(n, node) for n in others) and (name in PER_KEY or (name == "sub" and node.args[0] is read))
+
+
+def _is_filled(node: fx.Node) -> bool:
+    """Whether a node makes zeros in the shape of the scores, or one number that stands where a mask hides them."""
+    chosen = all(user.target is torch.where for user in node.users)
+    return dataflow.name_of(node) == "zeros_like" or (dataflow.name_of(node) in FILLED and chosen)
 
 
 def _from_the_end(node: fx.Node) -> bool:

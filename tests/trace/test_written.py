@@ -90,6 +90,8 @@ JOINED: dict[str, tuple[Between, int]] = {
     "a bias, then a scale": (lambda s, b: (s + b) * 0.5, 1),
     "a mask": (lambda s, b: s.masked_fill(b > 0, -1e4), 0),
     "a choice": (lambda s, b: torch.where(b > 0, s, -1e4), 0),
+    "a choice of a tensor": (lambda s, b: torch.where(b > 0, s, torch.full_like(s, -1e4)), 0),
+    "zeros where nothing hides": (lambda s, b: s + torch.zeros_like(s).masked_fill(b > 0, -1e4), 0),
     "a mask that multiplies": (lambda s, b: s * b - 1e4 * (1 - b), 0),
     "the largest taken off": (lambda s, b: s - s.amax(-1).unsqueeze(-1), 1),
     "a view there and back": (lambda s, b: s.flatten(0, 1).view(-1, HEADS, s.shape[2], s.shape[3]), 2),

@@ -112,11 +112,9 @@ def printed(
 
 
 def _auto_classes(program: Program) -> tuple[str, ...]:
-    """The Auto classes that build a model of transformers; a model of the user's own has none."""
-    model = type(program.plan.trace.model)
-    if not model.__module__.startswith("transformers."):
-        return ()
-    return auto_classes(model.__name__, str(base_config(program.plan.trace.model)[0]["model_type"]))
+    """The Auto classes that build the model; one of the user's own has those that it was registered with."""
+    model = program.plan.trace.model
+    return auto_classes(type(model), str(base_config(model)[0].get("model_type", "")))
 
 
 def _swap(fresh: Path, folder: Path) -> None:

@@ -209,7 +209,7 @@ def _is_mask(node: fx.Node, read: fx.Node, others: list[fx.Node]) -> bool:
 
 def _is_filled(node: fx.Node) -> bool:
     """Whether a node makes zeros in the shape of the scores, or one number that stands where a mask hides them."""
-    chosen = all(user.target is torch.where for user in node.users)
+    chosen = all(dataflow.name_of(user) == "where" for user in node.users)
     return dataflow.name_of(node) == "zeros_like" or (dataflow.name_of(node) in FILLED and chosen)
 
 

@@ -12,6 +12,7 @@ from peftc.graph.sites import Attention, Written
 from peftc.methods.gate import Gate
 from peftc.methods.prefix import Prefix
 from peftc.trace.attention import attention_sites
+from peftc.trace.probes import installed
 from tests.trace.seen import seen
 
 WIDTH, HEADS, SPAN = 8, 2, 4
@@ -106,6 +107,13 @@ def test_what_the_scores_of_learnt_keys_pass(name: str) -> None:
     assert (written.heads, written.key_width, written.value_width) == (HEADS, SPAN, SPAN)
     assert len(written.copied) == copied
     assert Prefix().refusal(found(before)) is None
+
+
+def test_a_choice_is_known_while_functions_are_patched() -> None:
+    view = seen(Looking(JOINED["a choice of a tensor"][0], same), WIDTH)
+    with installed():
+        (site,) = (s for s in attention_sites(view) if isinstance(s, Attention))
+    assert isinstance(site.written, Written), site.written
 
 
 def test_a_view_whose_number_of_keys_is_another_call_s() -> None:

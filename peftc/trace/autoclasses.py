@@ -42,4 +42,5 @@ def _listed(auto: type[auto_factory._BaseAutoModelClass], model_type: str) -> tu
 def _registered(auto: type[auto_factory._BaseAutoModelClass], model_type: str) -> tuple[type, ...]:
     """What a program told an Auto class to build."""
     own: dict[Any, type] = auto._model_mapping._extra_content if auto._model_mapping is not None else {}
-    return tuple(model for config, model in own.items() if config.model_type == model_type)
+    known = ((config.model_type, model) for config, model in own.items())
+    return tuple(model for kind, model in known if kind == model_type)

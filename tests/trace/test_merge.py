@@ -122,9 +122,8 @@ class Resuming(nn.Module):
     """Goes on from a state that is kept, by a function of its own where one token comes."""
 
     def forward(self, x: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor:
-        single = kept is not None and x.shape[1] == 1
         state = kept.cumsum(1) if kept is not None else None
-        if single:
+        if kept is not None and x.shape[1] == 1:
             return torch.tanh(x) * kept
         return x + torch.nn.functional.dropout(x if state is None else state, 0.0)
 

@@ -168,7 +168,7 @@ def _enliven(model: PreTrainedModel) -> None:
         for name, p in model.named_parameters():
             if not p.requires_grad or name.endswith(("A_log", "dt_bias", "D")):
                 continue
-            inputs = p[0].numel() if p.dim() == 4 else p.shape[-1]  # of a convolution over pictures, or a matrix
+            inputs = p[0].numel() if p.dim() == 4 else p.shape[-1] if p.dim() else 1  # of a convolution, or a matrix
             scale = 0.1 if p.dim() < 2 else min(0.3, inputs**-0.5)
             p.add_(torch.randn(p.shape, generator=generator).to(p.dtype) * scale)
 

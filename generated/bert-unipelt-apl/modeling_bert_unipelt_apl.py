@@ -674,6 +674,12 @@ class Compiled(nn.Module):
         source = inspect.getsource(sys.modules[type(self).__module__])
         replace_file(Path(save_directory) / f"modeling_{NAME}.py", source.encode())
 
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
+        """As the base's; what trains is as it was: transformers has all that is in an embedding train as its table."""
+        table = super().resize_token_embeddings(*args, **kwargs)
+        self.freeze()
+        return table
+
     def kept(self) -> dict[str, nn.Parameter]:
         """What an adapter file holds: the parameters that were added or train."""
         parameters, trained = dict(self.named_parameters()), set(trained_names())

@@ -84,6 +84,8 @@ def _combined(sign: str, level: int, operation: Callable[..., Any], *operands: A
     """A number made of others, with the expression for it where that is short; NotImplemented for what is no number."""
     if any(type(operand) not in PLAIN for operand in operands):
         return NotImplemented
+    if sign == "*" and any(type(operand) is int and operand == 1 for operand in operands):
+        return next(operand for operand in operands if isinstance(operand, Lifted))
     value = operation(*(PLAIN[type(operand)](operand) for operand in operands))
     texts = [_operand(operand, level + place) for place, operand in enumerate(operands)]
     apart = "" if sign == "**" and not any(" " in text for text in texts) else " "

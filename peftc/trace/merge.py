@@ -234,13 +234,20 @@ class _Merger:
     def _shared_guard(self, a: Any, b: Any) -> tuple[Guard, ...]:
         """What both values stand under beside the condition itself; a choice between them is made only there.
 
-        A widened guard of one of them holds wherever the other is taken.
+        A widened guard that holds anyway where one of them is taken is none of that one's.
         """
-        guards = [n.meta.get("guard", ()) for n in (a, b) if isinstance(n, fx.Node)]
-        further = [tuple(g for g in guard if g.condition != self.condition) for guard in guards]
-        most = max(further, key=len, default=())
-        left = [tuple(g for g in most if g in guard or g.condition not in self.widened) for guard in further]
-        return self._inside(most if left == further else ())
+        sides = [(side, n.meta.get("guard", ())) for side, n in ((True, a), (False, b)) if isinstance(n, fx.Node)]
+        own = [(s, [g for g in gs if g.condition != self.condition and not self._holds(g, s)]) for s, gs in sides]
+        most = max((guards for _, guards in own), key=len, default=[])
+        shared = all(g in guards or self._holds(g, side) for side, guards in own for g in most)
+        return self._inside(tuple(most) if shared and all(g in most for _, guards in own for g in guards) else ())
+
+    def _holds(self, guard: Guard, side: bool) -> bool:
+        """Whether a widened guard says nothing on one side of the condition: it holds there always."""
+        if not isinstance(guard.condition, fx.Node) or guard.condition not in self.widened:
+            return False
+        widened_by, *there = guard.condition.args
+        return bool(widened_by == self.condition) and there[0 if side else 1] is guard.branch
 
     def _latest_of_region(self, a: Any, b: Any) -> fx.Node | None:
         """The last node of the conditional region that makes `a` or `b`, or None where neither is conditional."""

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+import peftc
 from peftc.runtime import attach
 from tests.around.subjects import GENERATING, Subject, alike, gradients, output, subjects, without_effect
-from tests.laws import additions, move, same, trains
-from tests.zoo import VOCABULARY
+from tests.laws import additions, move, same, spec, trains
+from tests.zoo import VOCABULARY, named
 
 MORE = VOCABULARY + 7
 
@@ -78,3 +79,13 @@ def test_a_resized_model_is_saved_whole(subject: Subject, tmp_path: Path) -> Non
     again = type(model).from_pretrained(tmp_path)
     assert again.get_input_embeddings().weight.shape[0] == MORE
     assert same(output(again, given), output(model, given)) and trains(again) == trains(model)
+
+
+def test_lora_on_an_embedding_trains_on_when_that_is_resized() -> None:
+    tiny = named("bert")
+    model = peftc.attach(tiny.model(), spec([{"method": "lora", "at": "embedding", "rank": 2}], tiny))
+    model.resize_token_embeddings(MORE, mean_resizing=False)
+    assert trains(model) == model.added_names()
+    move(additions(model))
+    found = gradients(model, {"input_ids": torch.tensor([[3, MORE - 1]])})
+    assert found.keys() == trains(model) and all(g.abs().max() > 0 for g in found.values())

@@ -34,6 +34,7 @@ MADE: Mapping[str, Callable[[Unit], Any]] = {
     "-self.scale": lambda self: -self.scale,
     "self.heads * self.size // 2": lambda self: self.heads * self.size // 2,
     "self.scale / self.heads": lambda self: self.scale / self.heads,
+    "self.size": lambda self: self.size * 1,
     "(-self.scale)**2": lambda self: (-self.scale) ** 2,
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from itertools import permutations
 
 import torch
 from torch import fx, nn
@@ -166,3 +167,32 @@ def test_a_dtype_asked_for_beyond_another_leaves_the_others_open() -> None:
         graph = UnitTracer(Casting(), frozenset(), [call], session).graph()
     checks = [node.args[0] for node in graph.nodes if node.target is assume]
     assert [check.target for check in checks if isinstance(check, fx.Node)] == [operator.ne]
+
+
+class Recalling(nn.Module):
+    """Takes what it has made before, where that is kept and done; makes it, and adds what is kept, elsewhere."""
+
+    def forward(self, x: torch.Tensor, kept: dict[str, torch.Tensor | None] | None = None) -> torch.Tensor:
+        done = kept.get("done") if kept is not None else None
+        if kept is not None and done is not None:
+            states = done
+        else:
+            states = x.exp()
+            if kept is not None:
+                states = states.cumsum(1)
+        return states.tanh()
+
+
+def test_a_choice_is_made_wherever_it_is_read() -> None:
+    states = [torch.empty(n, n + 3, 4, device="meta") for n in (2, 3)]
+    without = tuple(Recorded({"x": x}, {}) for x in states)
+    first, again = (
+        tuple(Recorded({"x": x, "kept": {"done": x if done else None, "other": x}}, {}) for x in states)
+        for done in (False, True)
+    )
+    for calls in permutations([without, first, again]):
+        with installed() as session:
+            graph = UnitTracer(Recalling(), frozenset(), list(calls), session).graph()
+        (answer,) = (node for node in graph.nodes if node.target == "tanh")
+        assert not answer.meta["guard"]
+        assert not answer.args[0].meta["guard"]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import pytest
+import torch
 import transformers
 
 from peftc.compiler import planned
 from peftc.errors import PeftcError
 from peftc.spec.load import loads
 from peftc.spec.schema import TASKS
+from peftc.trace.meta import values_as
 from peftc.trace.model import auto_class
+from peftc.trace.observed import _is_own
 
 
 @pytest.mark.parametrize(
@@ -61,6 +64,13 @@ def test_a_failure_of_our_own_is_no_word_about_the_base(monkeypatch: pytest.Monk
         planned(
             loads("name: x\nbase: {config: {model_type: bert, vocab_size: 9, num_hidden_layers: 1}}\nmethods: []\n")
         )
+
+
+def test_an_index_that_fails_is_the_models_whoever_reads_the_tensor() -> None:
+    """While a model is recorded, peftc's own function reads rows of tensors for it."""
+    with values_as(0), pytest.raises(IndexError) as caught:
+        torch.zeros(2, 2, device="meta")[:, :, 0]
+    assert str(caught.traceback[-1].path).endswith("meta.py") and not _is_own(caught.value)
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -10,6 +10,7 @@ from traceback import walk_tb
 from torch import nn
 
 from peftc.errors import PeftcError, Problem
+from peftc.trace import meta
 from peftc.trace.calls import Recorded, Recording, record, together
 from peftc.trace.feeds import FAILURES, POINTS, Point, feed
 from peftc.trace.inputs import SCENARIOS, Scenario
@@ -107,9 +108,10 @@ def _recorded(model: nn.Module, scenario: Scenario, point: Point, alike: Twins) 
 
 
 def _is_own(error: BaseException) -> bool:
-    """Whether it was raised in a line of peftc, not in the model's code."""
-    *_, (frame, _) = walk_tb(error.__traceback__)
-    return str(frame.f_globals["__name__"]).partition(".")[0] == __name__.partition(".")[0]
+    """Whether it was raised in a line of peftc, not in the model's code, nor in what stands there for torch's own."""
+    modules = [str(frame.f_globals["__name__"]) for frame, _ in walk_tb(error.__traceback__)]
+    *_, innermost = (module for module in modules if module != meta.__name__)
+    return innermost.partition(".")[0] == __name__.partition(".")[0]
 
 
 def _examples(model: nn.Module, alike: Twins) -> tuple[tuple[Point, Point], tuple[Recording | None, ...]]:

@@ -12,7 +12,7 @@ from torch import fx
 
 from peftc.emit.tuples import packed
 from peftc.graph.branches import Guard, assume, choose, enter, inputs, is_flag, leave
-from peftc.graph.dataflow import is_move, name_of
+from peftc.graph.dataflow import example, is_move, name_of
 
 CHEAP = (getattr, operator.getitem, choose)
 
@@ -167,19 +167,15 @@ def _is_pure(node: fx.Node) -> bool:
     """Whether a node changes no tensor that is there already: a function, or a tensor's method, that says so."""
     name = name_of(node)
     changes = node.op == "call_module" or not name or name.endswith("_") or node.target is operator.setitem
-    return not changes and isinstance(_example(node), (torch.Tensor, int))
+    return not changes and isinstance(example(node), (torch.Tensor, int))
 
 
 def _is_spread(node: fx.Node) -> bool:
     """Sizes that one call has all of, in their order: they stand there behind a star."""
-    sizes, items = _example(node), list(node.users)
+    sizes, items = example(node), list(node.users)
     if not isinstance(sizes, torch.Size) or [_index(item, node) for item in items] != [*range(len(sizes))]:
         return False
     return len({user for item in items for user in item.users}) == 1 and not any(map(_hints, (node, *items)))
-
-
-def _example(value: Any) -> Any:
-    return value.meta.get("value", (None,))[0] if isinstance(value, fx.Node) else value
 
 
 def _times_used(user: fx.Node, node: fx.Node) -> int:

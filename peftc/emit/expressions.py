@@ -26,6 +26,7 @@ from peftc.graph.branches import (
     is_flag,
     lookup,
 )  # fmt: skip
+from peftc.graph.dataflow import example
 
 BINARY: dict[Any, tuple[str, int]] = {
     operator.add: ("+", 5), operator.iadd: ("+", 5), operator.sub: ("-", 5), operator.mul: ("*", 6),
@@ -64,7 +65,7 @@ class Printer:
             return attribute("self", value.path)
         if isinstance(value, Lifted):
             self.globals.imports |= {"math": "import math"} if "math." in value.source else {}
-            return f"({value.source})" if value.level < level else value.source
+            return value.within(level)
         if isinstance(value, LiftedStr):
             return value.source
         if isinstance(value, (tuple, list)):
@@ -200,9 +201,7 @@ def _without_defaults(function: Any, kwargs: Mapping[str, Any]) -> Mapping[str, 
 
 
 def _is_bool(value: Any) -> bool:
-    return isinstance(value, str) or (
-        isinstance(value, fx.Node) and isinstance(value.meta.get("value", (None,))[0], bool)
-    )
+    return isinstance(value, str) or (isinstance(value, fx.Node) and isinstance(example(value), bool))
 
 
 def _unpacked(values: Sequence[Any]) -> tuple[fx.Node | None, int]:
@@ -211,7 +210,7 @@ def _unpacked(values: Sequence[Any]) -> tuple[fx.Node | None, int]:
     if not isinstance(first, fx.Node) or first.target is not operator.getitem or first.args[1] != 0:
         return None, 1
     source = first.args[0]
-    held = source.meta.get("value", (None,))[0] if isinstance(source, fx.Node) else None
+    held = example(source)
     if not isinstance(source, fx.Node) or not isinstance(held, (tuple, list)) or source.meta.get("uneven"):
         return None, 1
     count = len(held)

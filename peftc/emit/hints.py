@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from peftc.graph.branches import assume, choose
-from peftc.graph.dataflow import is_move, tensors
+from peftc.graph.dataflow import example, is_move, tensors
 
 # What an operator's result is called where the source has no name for it.
 WORDS = {
@@ -62,7 +62,7 @@ def _readers(node: fx.Node) -> list[fx.Node]:
 
 def _mixes(node: fx.Node, subject: fx.Node) -> bool:
     """Whether a node makes something else of a tensor and others, as products do, or no tensor at all."""
-    before, after = _example(subject), _example(node)
+    before, after = example(subject), example(node)
     if not isinstance(before, torch.Tensor) or not isinstance(after, torch.Tensor):
         return node.meta.get("replaces") is None
     return before.shape != after.shape and len(tensors(node)) > 1
@@ -79,26 +79,22 @@ def continued(node: fx.Node) -> fx.Node | None:
     made_of = tensors(node)
     if len(made_of) != 1 or node.target is choose or not node.op.startswith("call"):
         return None
-    before, after = _example(made_of[0]), _example(node)
+    before, after = example(made_of[0]), example(node)
     if not isinstance(before, torch.Tensor) or not isinstance(after, torch.Tensor):
         return None
     seen = is_move(node) and node.target is not operator.getitem
     return made_of[0] if before.shape == after.shape or seen else None
 
 
-def _example(node: fx.Node) -> object:
-    return node.meta.get("value", (None,))[0]
-
-
 def fallback(node: fx.Node) -> str:
     """The word for what made a value."""
-    if isinstance(_example(node), torch.Size):
+    if isinstance(example(node), torch.Size):
         return "shape"
     if node.meta.get("replaces"):
         return fallback(_subject(node))
     made = node.args[1] if node.target is getattr else node.target
     text = made if isinstance(made, str) else getattr(made, "__name__", "value")
     word = next((part.lower() for part in reversed(text.split(".")) if part.isidentifier()), "value").strip("_")
-    of_base = node.op == "call_module" and isinstance(_example(node), torch.Tensor)
+    of_base = node.op == "call_module" and isinstance(example(node), torch.Tensor)
     word = f"{word}_output" if of_base else WORDS.get(word, word)
     return word if word.isidentifier() and word not in vars(builtins) else "value"

@@ -10,6 +10,7 @@ from typing import Any
 from torch import fx
 
 from peftc.graph.branches import Guard, inputs
+from peftc.graph.dataflow import example
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +57,8 @@ def _share(graph: fx.Graph, name: str, items: tuple[Any, ...], uses: Sequence[Us
         behind = behind.next
     with graph.inserting_after(behind):
         whole = graph.call_function(packed, (items,))
-    example = tuple(_example(item) for item in items)
-    whole.meta.update(names=[name], guard=guard, value=(example, example))
+    values = tuple(map(example, items))
+    whole.meta.update(names=[name], guard=guard, value=(values, values))
     for use in uses:
         _replace(graph, use, whole, len(items))
 
@@ -80,7 +81,3 @@ def _replace(graph: fx.Graph, use: Use, whole: fx.Node, count: int) -> None:
             part.meta.update(value=(whole.meta["value"][0][i],) * 2, guard=use.node.meta.get("guard", ()))
         given[use.place : use.place + count] = parts
     use.node.args = tuple(given)
-
-
-def _example(item: Any) -> Any:
-    return item.meta.get("value", (None,))[0] if isinstance(item, fx.Node) else item

@@ -37,6 +37,10 @@ class Lifted:
     source: str
     level: int = 10
 
+    def within(self, level: int) -> str:
+        """The source as an operand of what has this precedence."""
+        return f"({self.source})" if self.level < level else self.source
+
     def __neg__(self) -> Any:
         return _combined("-", 7, operator.neg, self)
 
@@ -92,15 +96,18 @@ def _combined(sign: str, level: int, operation: Callable[..., Any], *operands: A
     source = f"{apart}{sign}{apart}".join(texts) if len(texts) == 2 else sign + texts[0]
     if type(value) not in (int, float) or len(source) > LONGEST:
         return value
-    lifted: Any = LiftedInt(value) if type(value) is int else LiftedFloat(value)
-    lifted.source, lifted.level = source, level
-    return lifted
+    return lifted(value, source, level)
 
 
 def _operand(value: Any, level: int) -> str:
-    if not isinstance(value, Lifted):
-        return repr(value)
-    return f"({value.source})" if value.level < level else value.source
+    return value.within(level) if isinstance(value, Lifted) else repr(value)
+
+
+def lifted(value: float, source: str, level: int = Lifted.level) -> Any:
+    """A number that says where it is from."""
+    number: Any = LiftedInt(value) if type(value) is int else LiftedFloat(value)
+    number.source, number.level = source, level
+    return number
 
 
 class LiftedStr(str):

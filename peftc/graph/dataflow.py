@@ -66,8 +66,13 @@ def tensors(node: fx.Node) -> list[fx.Node]:
     return [n for n in node.all_input_nodes if holds_tensor(n)]
 
 
+def example(value: Any) -> Any:
+    """What a node gave in the first example call, None where that is not known; any other value is itself."""
+    return value.meta.get("value", (None,))[0] if isinstance(value, fx.Node) else value
+
+
 def holds_tensor(node: fx.Node) -> bool:
-    return any(isinstance(x, torch.Tensor) for x in _leaves(node.meta.get("value", (None,))[0]))
+    return any(isinstance(x, torch.Tensor) for x in _leaves(example(node)))
 
 
 def _leaves(value: Any) -> Iterator[Any]:
@@ -80,20 +85,20 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 def _item_sources(node: fx.Node, index: int) -> list[fx.Node]:
     """The inputs that one item of a function's tuple depends on, seen by what requires a gradient."""
-    inputs = [n for n in node.all_input_nodes if isinstance(n.meta.get("value", (None,))[0], torch.Tensor)]
+    inputs = [n for n in node.all_input_nodes if isinstance(example(n), torch.Tensor)]
     if node.op not in ("call_function", "call_method") or len(inputs) < 2:
         return []
     return [n for n in inputs if _depends(node, index, n)]
 
 
 def _depends(node: fx.Node, index: int, source: fx.Node) -> bool:
-    def example(n: fx.Node) -> Any:
+    def fresh(n: fx.Node) -> Any:
         value = n.meta["value"][0]
         if not isinstance(value, torch.Tensor):
             return copy.deepcopy(value)
         return value.detach().clone().requires_grad_(n is source) if value.is_floating_point() else value
 
-    args, kwargs = fx.node.map_arg(node.args, example), fx.node.map_arg(node.kwargs, example)
+    args, kwargs = fx.node.map_arg(node.args, fresh), fx.node.map_arg(node.kwargs, fresh)
     try:
         with torch.enable_grad():
             items = _called(node, args, kwargs)

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import fx
 
+from peftc.graph import dataflow
 from peftc.graph.branches import Guard, LiftedStr, assume, choose, moved
 from peftc.trace.source import told
 from peftc.trace.values import fail
-from peftc.trace.ways import outcomes
+from peftc.trace.ways import is_number, outcomes
 
 Table = dict[fx.Node, fx.Node]
 Condition = str | fx.Node | None
@@ -166,7 +167,7 @@ class _Merger:
             if not isinstance(one, fx.Node):
                 continue
             is_parameter = one.meta.get("handed") or self._is_given(one)
-            is_size = isinstance(one.meta.get("value", (None,))[0], int) and isinstance(other, int)
+            is_size = is_number(one) and isinstance(other, int)
             if (is_parameter and other is None) or (is_size and not one.meta.get("guard")):
                 return one
         return None
@@ -266,12 +267,8 @@ class _Merger:
 
 def _length(node: fx.Node) -> int | None:
     """How many items what a node returns has."""
-    value = node.meta.get("value", (None,))[0]
+    value = dataflow.example(node)
     return len(value) if isinstance(value, tuple) else None
-
-
-def is_number(node: fx.Node) -> bool:
-    return isinstance(node.meta.get("value", (None,))[0], int)
 
 
 def _is_check_of_sizes(node: fx.Node) -> bool:
@@ -285,7 +282,7 @@ def _asks_facts(condition: Condition) -> bool:
 
 
 def _is_fact(node: fx.Node) -> bool:
-    return isinstance(node.meta.get("value", (None,))[0], int | torch.dtype)
+    return isinstance(dataflow.example(node), int | torch.dtype)
 
 
 def _mapped(value: Any, table: Table) -> Any:

@@ -30,7 +30,7 @@ def is_normed(view: View, node: fx.Node) -> bool:
     if node.op == "call_module":
         return is_norm(view.called(node))
     source, *others = dataflow.tensors(node) or [node]
-    made = node.meta.get("value", (None,))[0]
+    made = dataflow.example(node)
     known = node.op == "call_function" and isinstance(made, torch.Tensor) and made.dim() > 0
     if not known or source is node or any(n.op != "get_attr" for n in others):
         return False

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.modeling_utils import AttentionInterface
 
-from peftc.graph.branches import LiftedFloat, LiftedInt, LiftedStr, attribute, lookup
+from peftc.graph.branches import Lifted, LiftedStr, attribute, lifted, lookup
 from peftc.trace.frames import is_user
 from peftc.trace.meta import SingleNumbers, answered, patched, shapes_only
 from peftc.trace.python import flat, on_proxies
@@ -87,12 +87,9 @@ def installed() -> Iterator[Session]:
 def _root(sqrt: Callable[[float], float]) -> Callable[[float], float]:
     """The square root of a number that remembers its source remembers that, too."""
 
-    def traced(number: float) -> float:
-        found, whole = sqrt(number), type(number) in (LiftedInt, LiftedFloat)
-        root: Any = LiftedFloat(found) if whole else found
-        if whole:
-            root.source = f"math.sqrt({number.source})"  # type: ignore[attr-defined]
-        return root  # type: ignore[no-any-return]
+    def traced(number: float) -> Any:
+        root = sqrt(number)
+        return lifted(root, f"math.sqrt({number.source})") if isinstance(number, Lifted) else root
 
     return traced
 
@@ -180,10 +177,9 @@ def _lifted(unit: nn.Module) -> Iterator[None]:
     for path, owner in _owners(unit):
         for name, value in list(vars(owner).items()):
             if type(value) in (int, float) and not name.startswith("_"):
-                lifted: Any = LiftedInt(value) if type(value) is int else LiftedFloat(value)
-                lifted.source = attribute("self", ".".join(filter(None, (path, name))))
+                source = attribute("self", ".".join(filter(None, (path, name))))
                 before.append((vars(owner), name, value))
-                vars(owner)[name] = lifted
+                vars(owner)[name] = lifted(value, source)
     try:
         yield
     finally:

@@ -16,7 +16,7 @@ from peftc.trace.asked import attending_by, implementation
 from peftc.trace.feeds import parameters
 from peftc.trace.frames import is_user
 from peftc.trace.given import arguments_of, default_of, gives_more, is_given, sizes_of, varies_more, with_added_masks
-from peftc.trace.merge import is_number, merge, merged_by_decisions
+from peftc.trace.merge import merge, merged_by_decisions
 from peftc.trace.observed import Call
 from peftc.trace.probes import Session
 from peftc.trace.remembered import Remembered
@@ -33,6 +33,7 @@ from peftc.trace.ways import (
     flags,
     further_ways,
     inlined,
+    is_number,
     outcomes,
 )
 

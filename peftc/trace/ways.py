@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from peftc.graph.branches import assume, enter, leave
+from peftc.graph.dataflow import example
 
 ORDERS = (operator.lt, operator.le, operator.gt, operator.ge)
 EQUALS = (operator.eq, operator.ne)
@@ -77,11 +78,12 @@ def further_ways(keys: list[Hashable], way: Against) -> Iterator[Against]:
 def _is_order(condition: fx.Node) -> bool:
     sizes = condition.all_input_nodes
     divides = condition.target in EQUALS and any(n.target is operator.mod for n in sizes)
-    return (condition.target in ORDERS or divides) and bool(sizes) and all(map(_is_size, sizes))
+    return (condition.target in ORDERS or divides) and bool(sizes) and all(map(is_number, sizes))
 
 
-def _is_size(node: fx.Node) -> bool:
-    return isinstance(node.meta["value"][0], int)
+def is_number(node: fx.Node) -> bool:
+    """Whether a node gives an integer, or a bool."""
+    return isinstance(example(node), int)
 
 
 def _asks_tensor(condition: fx.Node) -> bool:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import torch
 from transformers import PreTrainedModel
 
 from peftc.graph.sites import Trace
+from peftc.trace.asked import attending_by, implementation
 from peftc.trace.causal import causal_paths
 from tests.sweep.inputs import Inputs, answer
 
@@ -28,17 +31,14 @@ def otherwise_by_products(model: PreTrainedModel, base: PreTrainedModel, inputs:
 
 def _written_out(model: PreTrainedModel, inputs: Inputs) -> torch.Tensor | None:
     """What a model answers with eager attention in every part; None where it does not."""
-    configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}.values()
-    before = [config._attn_implementation for config in configs]
-    for config in configs:
-        config._attn_implementation = "eager"
-    try:
-        return answer(model, inputs)
-    except (RuntimeError, TypeError, ValueError, AttributeError):
-        return None
-    finally:
-        for config, own in zip(configs, before, strict=True):
-            config._attn_implementation = own
+    with ExitStack() as stack:
+        for module in reversed(list(model.modules())):  # a config sets those inside it too: they come first
+            if implementation(module):
+                stack.enter_context(attending_by(module, "eager"))
+        try:
+            return answer(model, inputs)
+        except (RuntimeError, TypeError, ValueError, AttributeError):
+            return None
 
 
 def ahead(model: PreTrainedModel, trace: Trace) -> str:

@@ -54,21 +54,16 @@ class Names:
         for item in flat(self._body.items):
             if isinstance(item, Branch):
                 for phi in item.phis:
-                    self._join(phi, item, groups)
+                    self._join(phi, groups)
         unique = {id(g): g for g in groups.values()}
         return [self._variable(g) for g in unique.values()]
 
-    def _join(self, phi: fx.Node, branch: Branch, groups: dict[fx.Node, list[fx.Node]]) -> None:
+    def _join(self, phi: fx.Node, groups: dict[fx.Node, list[fx.Node]]) -> None:
         """Let a phi share its variable with the values it chooses between, where none is needed afterwards."""
-        _, true, false = phi.args
-        for value, other, side in ((false, true, branch.if_false), (true, false, branch.if_true)):
+        for value in (phi.args[2], phi.args[1]):
             if not isinstance(value, fx.Node) or value not in groups or groups[value] is groups[phi]:
                 continue
-            own = self._own(value, side)
-            changed = self._defined.get(other, branch.index) if isinstance(other, fx.Node) else branch.index
-            last = max(changed, self._defined[value])
-            late = [u for u, by in self._uses[value] if by is not phi and u > last and u not in own]
-            if late or self._meet(groups[value], groups[phi]):
+            if self._meet(groups[value], groups[phi]):
                 continue
             if len(groups[value]) > 1 and value.op != "placeholder" and not _is_phi_of(groups[value], value):
                 continue
@@ -83,11 +78,6 @@ class Names:
 
     def _spans(self, node: fx.Node) -> Iterator[Span]:
         return self._lives.spans(node, self._defined[node], self._uses.get(node, []))
-
-    def _own(self, value: fx.Node, side: list[Item]) -> set[int]:
-        """The statements of the side of a branch that makes a value: the other side's changes nothing there."""
-        inside = {item.index for item in flat(side)}
-        return inside if self._defined[value] in inside else set()
 
     def _variable(self, nodes: list[fx.Node]) -> Variable:
         start = min(self._defined[n] for n in nodes)

@@ -153,7 +153,7 @@ def parameters(module: nn.Module) -> dict[str, inspect.Parameter]:
 
 def _candidates(model: nn.Module) -> Iterator[Feed]:
     """What the names of its parameters let a model read: more of it first."""
-    names, values = parameters(model), dict(_values(getattr(model, "config", None)))
+    names, values = parameters(model), dict(values_of(getattr(model, "config", None)))
     mask = "attention_mask" if "attention_mask" in names else None
     seen = [*_pictures(model, values)]
     other = [*(i for i in seen if i.name == "pixel_values"), *_sounds(names, values)]
@@ -204,10 +204,10 @@ def _ids(name: str, paired: bool) -> Input:
     return Input(name, lambda p: (p.batch, p.source if paired else p.length), "ids", axis=1)
 
 
-def _values(config: Any) -> Iterable[tuple[str, Any]]:
+def values_of(config: Any) -> Iterable[tuple[str, Any]]:
     """Attributes of a config and of its parts; the outermost last, so that they win."""
     for part in getattr(config, "sub_configs", ()):
-        yield from _values(getattr(config, part, None))
+        yield from values_of(getattr(config, part, None))
     yield from ((k, v) for k, v in vars(config).items() if v is not None) if config is not None else ()
 
 

@@ -20,6 +20,11 @@ def is_given(call: Call, name: str) -> bool:
     return all(r.named.get(name) is not None for r in call)
 
 
+def without(call: Call, name: str) -> Call:
+    """The call, with one parameter left out."""
+    return tuple(replace(r, named={k: v for k, v in r.named.items() if k != name}) for r in call)
+
+
 def default_of(parameter: inspect.Parameter) -> object:
     """What a parameter is when nobody gives it; None too where it has no default."""
     return None if parameter.default is inspect.Parameter.empty else parameter.default

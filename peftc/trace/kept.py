@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from peftc.trace.feeds import FAILURES, parameters
+from peftc.trace.feeds import FAILURES, parameters, values_of
 from peftc.trace.nested import tensors_in
 
 CACHE = "past_key_values"
@@ -43,7 +43,7 @@ def takes_use_cache(model: nn.Module) -> bool:
     """Whether a model may be told to keep a cache or not: by name, or as one of the settings that it hands on."""
     found = parameters(model)
     hands_on = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in found.values())
-    caches = CACHE in found and getattr(getattr(model, "config", None), "use_cache", None) is not None
+    caches = CACHE in found and any(name == "use_cache" for name, _ in values_of(getattr(model, "config", None)))
     return "use_cache" in found or (hands_on and caches)
 
 

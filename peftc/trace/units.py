@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import suppress
@@ -11,11 +10,11 @@ from functools import cached_property
 
 from torch import fx, nn
 
-from peftc.graph.branches import assume, choose
 from peftc.trace.asked import attending_by, implementation
+from peftc.trace.assumed import check_parameters, keys, part
 from peftc.trace.feeds import parameters
 from peftc.trace.frames import is_user
-from peftc.trace.given import arguments_of, default_of, gives_more, is_given, sizes_of, varies_more, with_added_masks
+from peftc.trace.given import arguments_of, gives_more, is_given, sizes_of, varies_more, with_added_masks, without
 from peftc.trace.merge import merge, merged_by_decisions
 from peftc.trace.observed import Call
 from peftc.trace.probes import Session
@@ -87,10 +86,7 @@ class UnitTracer:
         graph = self._merged(self._distinct, attentions)
         if further := self._beyond(graph):
             graph = self._widened(graph, further, attentions)
-        for name in self._left_out():
-            if self._matters(name):
-                default = default_of(parameters(self.module)[name])
-                _check_default(graph, name, default, type(self.module).__name__)
+        check_parameters(graph, self.module, self.calls, self.sketch(), lambda given: self._trace(given, False))
         return graph
 
     def _beyond(self, graph: fx.Graph) -> list[Call]:
@@ -125,7 +121,7 @@ class UnitTracer:
         if own in (None, "eager"):
             return (own,)
         eager = self._made(self.calls[0], False, "eager")
-        return ("eager", own) if _keys(eager) != _keys(self.sketch()) else (own,)
+        return ("eager", own) if keys(eager) != keys(self.sketch()) else (own,)
 
     @cached_property
     def _handed(self) -> frozenset[str]:
@@ -142,19 +138,15 @@ class UnitTracer:
 
     def _handed_on(self, call: Call, name: str) -> bool:
         """Whether the forward does the same without this parameter, but for handing on None instead."""
-        without = tuple(replace(r, named={k: v for k, v in r.named.items() if k != name}) for r in call)
-        return all(self._unread(call, without, name, attention) for attention in self._attentions())
+        return all(self._unread(call, name, attention) for attention in self._attentions())
 
-    def _unread(self, call: Call, without: Call, name: str, attention: str | None) -> bool:
+    def _unread(self, call: Call, name: str, attention: str | None) -> bool:
         try:
             one = self._made(call, False, attention)
-            other = self._trace(arguments_of(self.module, without), False, attention)
+            other = self._trace(arguments_of(self.module, without(call, name)), False, attention)
         except UNTRACEABLE:
             return False
-        condition = f"{name} is not None"
-        both = merge(one, other, condition)
-        guarded = any(g.condition == condition for n in both.nodes for g in n.meta.get("guard", ()))
-        return not guarded and not any(n.target is choose and n.args[0] == condition for n in both.nodes)
+        return not part(one, other, name)
 
     def _merged(self, calls: Sequence[Call], attentions: tuple[str | None, ...]) -> fx.Graph:
         """Split at the first parameter that only some of the calls give, then at what was computed."""
@@ -206,22 +198,6 @@ class UnitTracer:
         for node in graph.nodes:
             node.meta["handed"] = node.op == "placeholder" and node.target in self._handed
         return graph
-
-    def _left_out(self) -> list[str]:
-        """The parameters that no call gave, which tracing took for None."""
-        named = (n for n, p in parameters(self.module).items() if p.kind is not inspect.Parameter.VAR_KEYWORD)
-        return [n for n in named if not any(is_given(c, n) for c in self.calls)]
-
-    def _matters(self, name: str) -> bool:
-        """Whether the forward would do something else if this parameter were given."""
-        seen = arguments_of(self.module, self.calls[0])
-        given = [replace(a, points=(_Anything(), _Anything())) if a.name == name else a for a in seen]
-        try:
-            other = self._trace(given, False)
-        except UNTRACEABLE:
-            return True
-        same = _keys(other, but=name) == _keys(self.sketch(), but=name)
-        return not same or any(n.users for n in other.nodes if n.op == "placeholder" and n.target == name)
 
     def _once(
         self, call: Call, training: bool, attention: str | None = None, against: Against = frozenset(),
@@ -277,21 +253,3 @@ class UnitTracer:
         if tracer.kept:
             raise Learnt(Known(frozenset(tracer.kept)), f"{type(self.module).__name__} does not follow {tracer.kept}")
         return graph
-
-
-def _keys(graph: fx.Graph, but: str = "") -> list[object]:
-    return [n.meta["key"] for n in graph.nodes if n.target != but]
-
-
-class _Anything:
-    """Stands for an argument that was never seen: any use of it fails."""
-
-
-def _check_default(graph: fx.Graph, name: str, default: object, unit: str) -> None:
-    """A check that an argument which was never seen is what tracing took it for."""
-    other = "is not None" if default is None else "not in (None, False)" if default is False else f"!= {default!r}"
-    message = f"{unit} was compiled for {name}={default!r}: recompile for a base that gives another"
-    last = [n for n in graph.nodes if n.op == "placeholder"][-1]
-    with graph.inserting_after(last):
-        node = graph.call_function(assume, (f"{name} {other}", False, message))
-    node.meta.update(key=("assume", name), names=[], scope=(), guard=(), value=(None, None))

@@ -5,8 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import operator
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import Parameter
 from itertools import groupby
@@ -20,7 +19,7 @@ from peftc.emit.literal import literal
 from peftc.emit.names import Names
 from peftc.emit.tuples import with_tuples
 from peftc.graph.branches import assume
-from peftc.modules import expect_none
+from peftc.modules import expect_given, expect_none
 from peftc.rewrite.passes import copied
 
 STARS: Mapping[object, str] = {Parameter.VAR_POSITIONAL: "*", Parameter.VAR_KEYWORD: "**"}
@@ -84,18 +83,18 @@ class _Lines:
 
     def items(self, items: Sequence[Item]) -> list[str]:
         lines: list[str] = []
-        for unseen, run in groupby(items, lambda item: _unseen(item) is not None):
-            if unseen:
-                lines += self._unseen([name for item in run if (name := _unseen(item))])
+        for expectation, run in groupby(items, _expects):
+            if expectation is not None:
+                lines += self._expected(expectation, [_condition(item)[0] for item in run])
                 continue
             for item in run:
                 lines += self._branch(item) if isinstance(item, Branch) else self._statement(item)
         return lines
 
-    def _unseen(self, names: Sequence[str]) -> list[str]:
-        """One call that checks all parameters that were None in every call."""
+    def _expected(self, expectation: Callable[..., None], names: Sequence[str]) -> list[str]:
+        """One call that checks all parameters which no call of the base gave, or each."""
         given = ", ".join(f"{name}={name}" for name in names)
-        return wrapped(f"{self.printer.function(expect_none)}(self, {given})", self.width)
+        return wrapped(f"{self.printer.function(expectation)}(self, {given})", self.width)
 
     def _statement(self, statement: Statement) -> list[str]:
         node = statement.node
@@ -160,12 +159,18 @@ class _Lines:
         return lines
 
 
-def _unseen(item: Item) -> str | None:
-    """The parameter that a statement checks to be None, or None for any other statement."""
+def _expects(item: Item) -> Callable[..., None] | None:
+    """What checks a parameter that no call of the base gave, or each; None for any other statement."""
+    name, state = _condition(item)
+    return {"is not None": expect_none, "is None": expect_given}.get(state) if name.isidentifier() else None
+
+
+def _condition(item: Item) -> tuple[str, str]:
+    """What a statement checks of a call, in two parts: what it asks about, and what is refused of it."""
     if not isinstance(item, Statement) or not _is_check_of_call(item) or item.node.args[1]:
-        return None
-    checked = re.fullmatch(r"(\w+) is not None", str(item.node.args[0]))
-    return checked[1] if checked else None
+        return "", ""
+    subject, _, state = str(item.node.args[0]).partition(" ")
+    return subject, state
 
 
 def _only_if(lines: Sequence[str]) -> str | None:

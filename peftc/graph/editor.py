@@ -13,7 +13,7 @@ from torch.fx.node import Argument, Target
 
 from peftc import modules
 from peftc.errors import Defect
-from peftc.graph import joints, slots
+from peftc.graph import joints, norms, slots
 from peftc.graph.branches import choose, end_of, leave
 from peftc.graph.sites import Attention, Embedding, Projection, Site, Sublayer, Windowed, Written
 
@@ -84,12 +84,7 @@ class Editor:
         """LN(output + residual) of a post-norm sublayer; without a norm, or a residual in the unit, what there is."""
         if site.sum is None:
             return self.output(site)
-        before = self.node(site.sum)
-        beside = {n.name: n for n in before.all_input_nodes if n.name != site.output}
-        total = self._copy(before, {} if site.residual in beside else {n: self.residual(site) for n in beside.values()})
-        norm = self.node(site.norm) if site.norm else None
-        weights = {n: self._copy(n, {}) for n in norm.all_input_nodes if n.op == "get_attr"} if norm else {}
-        normed = self._copy(norm, {slots.first(norm): total, **weights}) if norm else total
+        normed = norms.once_more(self, site, self.node(site.sum))
         normed.meta.update(name=f"{self._name}_input", names=[])
         return normed
 
@@ -174,6 +169,14 @@ class Editor:
             copy.meta.pop(key, None)
         return copy
 
+    def copied(self, node: fx.Node, instead: dict[fx.Node, fx.Node]) -> fx.Node:
+        """The same call once more, next to what the placement changes, on other arguments where `instead` says so."""
+        anchor, like = self._anchor()
+        with self._behind(anchor, [instead.get(read, read) for read in node.all_input_nodes]):
+            copy = self._made(self.graph.node_copy(node, lambda n: instead.get(n, n)), like)
+        copy.meta.pop("names", None)
+        return copy
+
     def comment(self, node: fx.Node) -> None:
         """Name the placement beside a node."""
         node.meta["comment"] = self._comment
@@ -249,14 +252,6 @@ class Editor:
         """A node right behind the last of what it reads."""
         with self._behind(end_of(node), args):
             return self._made(self.graph.create_node(op, target, args), node)
-
-    def _copy(self, node: fx.Node, instead: dict[fx.Node, fx.Node]) -> fx.Node:
-        """The same call once more, next to what the placement changes, on other arguments where `instead` says so."""
-        anchor, like = self._anchor()
-        with self._behind(anchor, [instead.get(read, read) for read in node.all_input_nodes]):
-            copy = self._made(self.graph.node_copy(node, lambda n: instead.get(n, n)), like)
-        copy.meta.pop("names", None)
-        return copy
 
     def _behind(self, anchor: fx.Node, args: Iterable[Argument]) -> AbstractContextManager[None]:
         reads = [anchor]

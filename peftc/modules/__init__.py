@@ -3,7 +3,7 @@
 from peftc.modules.adapter import Adapter
 from peftc.modules.dtype import added
 from peftc.modules.gate import CentralGate, ConstantGate, MaskedGate, SequenceGate, TokenGate
-from peftc.modules.given import expect_none
+from peftc.modules.given import expect_given, expect_none
 from peftc.modules.ia3 import IA3
 from peftc.modules.layout import prefix_like
 from peftc.modules.lora import LoRA, LoRAEmbedding
@@ -25,6 +25,7 @@ __all__ = [
     "TokenGate",
     "added",
     "beside_prefix",
+    "expect_given",
     "expect_none",
     "prefix_like",
     "prefix_scores",

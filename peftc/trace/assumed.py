@@ -29,7 +29,7 @@ def check_parameters(
     unit = type(module).__name__
     for name in _always_given(module, calls):
         if _does_without(module, calls[0], name, sketch, trace):
-            always = f"{unit} was compiled for calls that give {name}: recompile for a base that leaves it out"
+            always = f"{unit} was compiled for calls with {name}: recompile for a base without it"
             _check(graph, name, f"{name} is None", always)
     for name in (n for n in _named(module) if not any(is_given(call, n) for call in calls)):
         if _matters(module, calls[0], name, sketch, trace):

@@ -14,7 +14,7 @@ from torch import fx, nn
 from peftc.graph import dataflow
 from peftc.graph.sites import Attention, Projection, Site, Sublayer
 from peftc.trace.mixing import mixing
-from peftc.trace.norms import is_normed
+from peftc.trace.norms import is_normed, norm_behind
 from peftc.trace.residual import adds_streams, computes, joins, operands, origin, stream, taken_in
 from peftc.trace.views import (
     View,
@@ -187,26 +187,11 @@ def _made(view: View, total: fx.Node, output: fx.Node, x: fx.Node, name: str) ->
         return None
     beside = next(a for a in operands(total) if a is not output)
     follows = beside in dataflow.reached(view.flow.reverse(copy=False), output)
-    residual = beside if follows else stream(view, total) or beside
+    residual, norm = beside if follows else stream(view, total) or beside, norm_behind(view, total)
     return Sublayer(
-        name=name, output=output.name, residual=residual.name, sum=total.name, norm=_post_norm(view, total),
+        name=name, output=output.name, residual=residual.name, sum=total.name, norm=norm.name if norm else None,
         input=x.name, width=width_of(output), flat=is_flat(output), turned=is_turned(output),
     )  # fmt: skip
-
-
-def _post_norm(view: View, total: fx.Node) -> str | None:
-    """The norm that alone reads a sum, or a view of it, or None."""
-    readers = _readers(view, total)
-    while len(readers) == 1 and dataflow.is_move(readers[0]):
-        readers = _readers(view, readers[0])
-    if len(readers) != 1 or not is_normed(view, readers[0]):
-        return None
-    return readers[0].name
-
-
-def _readers(view: View, node: fx.Node) -> list[fx.Node]:
-    """What is made from a node, its sizes left out."""
-    return [n for n in view.flow.successors(node) if dataflow.holds_tensor(n)]
 
 
 def _feed_forward(view: View, taken: set[str], attends: set[fx.Node]) -> list[Site]:

@@ -121,25 +121,26 @@ def test_a_check_says_what_it_found() -> None:
     )
 
 
-def test_parameters_that_no_call_gave_are_checked_at_once_and_first() -> None:
+def test_parameters_that_no_call_gave_or_each_are_checked_at_once_and_first() -> None:
     graph = fx.Graph()
     x = graph.placeholder("x")
     x.meta["names"] = ["x", "residual"]
     turned = graph.call_function(torch.neg, (x,))
-    for name in ("mask", "bias"):
+    for condition in ("mask is not None", "bias is not None", "past is None"):
         with graph.inserting_before(turned):
-            graph.call_function(assume, (f"{name} is not None", False, "recompile Unit"))
+            graph.call_function(assume, (condition, False, "recompile Unit"))
     turned.meta["names"] = ["x"]
     graph.output((x, turned))
 
     class Unit(nn.Module):
-        def forward(self, x: torch.Tensor, mask: Any = None, bias: Any = None) -> torch.Tensor:
+        def forward(self, x: torch.Tensor, mask: Any = None, bias: Any = None, past: Any = None) -> torch.Tensor:
             return x
 
     printed = forward(Unit, graph, {})
-    assert printed.functions == {"expect_none"}
+    assert printed.functions == {"expect_given", "expect_none"}
     assert printed.lines[1:] == (
         "    expect_none(self, mask=mask, bias=bias)",
+        "    expect_given(self, past=past)",
         "    residual = x",
         "    x = torch.neg(residual)",
         "    return residual, x",

@@ -63,7 +63,7 @@ def test_what_every_call_gives_is_checked_where_the_forward_does_without_it() ->
     torch.testing.assert_close(changed(IDS), model(IDS))
     assert checks(model) == ["shift is None"]
     assert torch.equal(model.blocks[0](torch.ones(1, 3, 8)), model.blocks[0](torch.ones(1, 3, 8), None))
-    with pytest.raises(ValueError, match="Shifted was compiled for calls that give shift"):
+    with pytest.raises(ValueError, match="Shifted was compiled for calls with shift"):
         changed.blocks[0](torch.ones(1, 3, 8))
 
 

@@ -55,7 +55,7 @@ def rescaled(x: Tensor, gain: Tensor) -> Tensor:
 
 
 class Post(nn.Module):
-    """A block whose norms come after the sums: modules, torch's function on bare weights, or one of its own."""
+    """A block whose norms come after the sums: modules, a function, or written out."""
 
     def __init__(self, how: str) -> None:
         super().__init__()
@@ -70,6 +70,10 @@ class Post(nn.Module):
         if isinstance(by, nn.Module):
             made: Tensor = by(x)
             return made
+        if self.how == "written":
+            apart = x - x.mean(-1, keepdim=True)
+            spread = apart.square().mean(-1, keepdim=True)
+            return apart / torch.sqrt(spread + 1e-5) * by
         return rescaled(x, by) if self.how == "own" else functional.layer_norm(x, (x.shape[-1],), by)
 
 
@@ -79,13 +83,13 @@ def test_by_behaviour(module: nn.Module, wanted: bool) -> None:
     assert not is_norm(Over()) and not is_norm(nn.Linear(WIDTH, WIDTH)) and not is_norm(nn.Dropout())
 
 
-@pytest.mark.parametrize("how", ["module", "function", "own"])
+@pytest.mark.parametrize("how", ["module", "function", "own", "written"])
 def test_what_comes_after_the_sum_is_the_sublayers_norm(how: str) -> None:
     ffn = sites(Post(how), WIDTH)["ffn"]
     assert isinstance(ffn, Sublayer) and ffn.norm
 
 
-@pytest.mark.parametrize("how", ["module", "function", "own"])
+@pytest.mark.parametrize("how", ["module", "function", "own", "written"])
 def test_an_adapter_reads_what_the_norm_makes(how: str) -> None:
     """x = LN(f + a), once more by hand on what the last block's own norm was given."""
     torch.manual_seed(0)

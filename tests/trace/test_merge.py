@@ -93,7 +93,7 @@ def test_what_a_mapping_holds_in_some_calls_only_is_a_condition() -> None:
         (guard,) = product.meta["guard"]
         assert isinstance(guard.condition, fx.Node)
         assert (guard.condition.target, guard.branch) == (operator.is_not, True)
-        assert [n.args[0].name for n in graph.nodes if n.target is assume] == ["masks"]
+        assert [str(n.args[0]) for n in graph.nodes if n.target is assume] == ["masks is None", "masks"]
 
 
 class Widening(Sending):

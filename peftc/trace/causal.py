@@ -51,12 +51,13 @@ def causal_paths(model: nn.Module) -> Mapping[str, bool]:
     model with an encoder and a decoder each is asked by its own.  Nothing is, where the model reads no ids; all is
     causal, where it does not run so: nothing may look ahead there.
     """
-    if next(model.parameters()).device.type == "meta" or (reads := feed(model)).ids is None:
+    if next(model.parameters()).device.type == "meta":
         return {}
     paths = {module: path for path, module in model.named_modules()}
     with unchanged(model):
         model.eval()
-        return {paths[module]: answer for module, answer in _asked(model, reads).items()}
+        reads = feed(model)
+        return {paths[module]: answer for module, answer in _asked(model, reads).items()} if reads.ids else {}
 
 
 def _asked(model: nn.Module, reads: Feed) -> dict[nn.Module, bool]:
@@ -76,8 +77,10 @@ def _run(model: nn.Module, reads: Feed, length: int, first: int) -> dict[nn.Modu
     device, found = next(model.parameters()).device, dict[nn.Module, bool]()
     given = reads.made(Point(2, length, 0, length), device, mask=False)
     ids = torch.arange(length, device=device) % 4 + first
-    pair = torch.stack([ids, ids.index_fill(0, ids.new_tensor([length - 1]), first + 4)])
-    same = {name: torch.stack([ids, ids]) for name in (str(reads.ids), *([DECODER] if is_paired(model) else []))}
+    sizes = (2, *(1 for _ in given[str(reads.ids)].shape[2:]), length)
+    pair = torch.stack([ids, ids.index_fill(0, ids.new_tensor([length - 1]), first + 4)]).view(sizes)
+    names = (str(reads.ids), *([DECODER] if is_paired(model) else []))
+    same = {name: torch.stack([ids, ids]).view(sizes) for name in names}
     for name in reversed(same):
         with _compared(model, length) as seen:
             try:

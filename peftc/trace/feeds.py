@@ -73,7 +73,8 @@ class Feed:
         given = {i.name: zeros(i.shape(point), dtypes[i.holds], device) + (i.holds == "ones") for i in self.inputs}
         masked = next((i for i in self.inputs if i.axis is not None), None)
         if mask and self.mask and masked is not None and masked.axis is not None:
-            sizes = (point.batch, masked.shape(point)[masked.axis])
+            sizes = masked.shape(point)
+            sizes = sizes if masked.holds == "ids" else (point.batch, sizes[masked.axis])
             given[self.mask] = zeros(sizes, torch.long, device) + 1
         return given | dict(self.constants)
 
@@ -111,9 +112,13 @@ def feed(model: nn.Module) -> Feed:
 
 
 def _answered(model: nn.Module, candidates: list[Feed]) -> Feed:
-    """The only candidate, or the first that the model runs on; what it said to the first where it runs on none."""
+    """The only candidate, or the first that the model runs on; what it said to the first where it runs on none.
+
+    Where it does not run on the only one there is, what is rarer may do.
+    """
     if len(candidates) == 1:
-        return candidates[0]
+        tried = (c for c in (*candidates, *_rarer(model, candidates[0])) if _runs(model, c))
+        return next(tried, candidates[0])
     refusals = []
     for candidate in candidates:
         try:
@@ -124,6 +129,14 @@ def _answered(model: nn.Module, candidates: list[Feed]) -> Feed:
         else:
             return candidate
     raise refusals[0]
+
+
+def _runs(model: nn.Module, candidate: Feed) -> bool:
+    try:
+        _run(model, candidate, POINTS[0], mask=True)
+    except FAILURES:
+        return False
+    return True
 
 
 def _run(model: nn.Module, candidate: Feed, point: Point, mask: bool) -> None:
@@ -173,6 +186,13 @@ def _candidates(model: nn.Module) -> Iterator[Feed]:
             yield Feed((*first, sense), mask, constants)
             yield Feed((*first, sense), None)
     yield from (Feed(alone, mask) for alone in ids_too)
+
+
+def _rarer(model: nn.Module, usual: Feed) -> Iterator[Feed]:
+    """Ids of several choices for each example, of as many as there are examples."""
+    if usual.is_text:
+        name = usual.inputs[0].name
+        yield replace(usual, inputs=(Input(name, lambda p: (p.batch, p.batch, p.length), "ids", axis=2),))
 
 
 def _covered(sense: Input, names: Collection[str], constants: Mapping[str, Any]) -> Iterator[Feed]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from peftc.spec.load import loads
 from peftc.trace import trace_base, trace_model
 from peftc.trace.causal import causal_paths
+from peftc.trace.feeds import POINTS, feed
 
 
 class Sum(nn.Module):
@@ -42,6 +43,32 @@ class Pair(nn.Module):
 def test_an_encoder_and_a_decoder_are_each_asked_by_their_own_ids(ahead: bool, decodes_ahead: bool) -> None:
     found = causal_paths(Pair(ahead, decodes_ahead))
     assert (found["encoder"], found["decoder"]) == (not ahead, not decodes_ahead)
+
+
+class Choosing(nn.Module):
+    """A score for each of several choices, which are read side by side; it takes nothing else."""
+
+    def __init__(self, ahead: bool) -> None:
+        super().__init__()
+        self.table, self.reading, self.score = nn.Embedding(61, 4), Sum(ahead), nn.Linear(4, 1)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        choices = input_ids.shape[1]
+        seen = 1 if attention_mask is None else attention_mask.flatten(0, 1)[..., None]
+        read = self.reading(self.table(input_ids.flatten(0, 1)) * seen)
+        scores: Tensor = self.score(read[:, 0]).view(-1, choices)
+        return scores
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_choices_are_read_where_nothing_else_is(ahead: bool) -> None:
+    model = Choosing(ahead)
+    assert causal_paths(model)["reading"] is not ahead
+    given = feed(model).made(POINTS[1], torch.device("cpu"), mask=True)
+    assert {name: tensor.shape for name, tensor in given.items()} == {
+        "input_ids": (3, 3, 11),
+        "attention_mask": (3, 3, 11),
+    }
 
 
 def test_the_mode_of_every_module_is_as_it_was() -> None:

@@ -132,12 +132,21 @@ def settings(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     return found
 
 
+def model_type(config_class: Any, written: Mapping[str, Any]) -> str:
+    """The type that a base's file says it is; that of the class where all of the file, or a part of it, is of that."""
+    parts = [written, *(part for part in written.values() if isinstance(part, Mapping))]
+    own = str(config_class.model_type)
+    is_own = config_class.base_config_key in written or any(part.get("model_type") == own for part in parts)
+    return own if is_own else str(written.get("model_type", own))
+
+
 def base_config(config_class: Any, base: str | Path, at: Mapping[str, str], overrides: dict[str, Any]) -> Any:
     """The base's own config with these overrides; ValueError where that makes another model than the compiled one."""
     config, compiled = config_class.from_pretrained(base, **at), config_class.from_dict(CONFIG).to_dict()
+    said = {"model_type": model_type(config_class, config_class.get_config_dict(base, **at)[0])}
     overrides = known(config, overrides)
     config.update({key: compiled[key] for key in HEAD if key in compiled} | overrides)
-    theirs, ours = settings(config.to_dict()), settings(compiled)
+    theirs, ours = settings(config.to_dict() | said), settings(compiled)
     keys = ours.keys() | (theirs.keys() & overrides.keys())
     if different := [key for key in keys if theirs.get(key) != ours.get(key)]:
         told = [f"{key} is {theirs.get(key)!r}, not {ours.get(key)!r}" for key in different]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from peftc.runtime.namespace import module_of
 from tests.emit.bases import bert, gpt2, ids, llama
@@ -45,3 +47,11 @@ def answer(model: Any) -> torch.Tensor:
     with torch.no_grad():
         found: torch.Tensor = model.eval()(ids()).logits
     return found
+
+
+def folder(source: Path, target: Path, weights: dict[str, torch.Tensor]) -> Path:
+    """A saved base with other weights."""
+    target.mkdir()
+    (target / "config.json").write_text((source / "config.json").read_text())
+    save_file(weights, target / "model.safetensors", {"format": "pt"})
+    return target

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 import subprocess
 import sys
@@ -13,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from peftc.runtime.namespace import module_of
 from tests.emit.bases import bert, gpt2, ids, llama
-from tests.emit.compiled import ALL, answer, compiled, perturb, same, state, trains
+from tests.emit.compiled import ALL, answer, compiled, folder, perturb, same, state, trains
 from tests.emit.programs import Written
 
 
@@ -182,61 +181,10 @@ def test_a_fresh_head_is_seeded_and_a_missing_base_tensor_is_an_error(bases: dic
         compiled(bert()).from_base(broken)
 
 
-def folder(source: Path, target: Path, weights: dict[str, torch.Tensor]) -> Path:
-    target.mkdir()
-    (target / "config.json").write_text((source / "config.json").read_text())
-    save_file(weights, target / "model.safetensors", {"format": "pt"})
-    return target
-
-
-def test_another_architecture_is_refused(bases: dict[str, Path], tmp_path: Path) -> None:
-    other = folder(bases["bert"], tmp_path / "other", load_file(bases["bert"] / "model.safetensors"))
-    config = json.loads((other / "config.json").read_text())
-    (other / "config.json").write_text(json.dumps({**config, "hidden_act": "relu"}))
-    with pytest.raises(ValueError, match="hidden_act is 'relu', not 'gelu'"):
-        compiled(bert()).from_base(other)
-    assert compiled(bert()).from_base(other, hidden_act="gelu").config.hidden_act == "gelu"
-
-
-def test_another_dropout_is_the_same_model(bases: dict[str, Path], tmp_path: Path) -> None:
-    other = folder(bases["bert"], tmp_path / "other", load_file(bases["bert"] / "model.safetensors"))
-    config = json.loads((other / "config.json").read_text())
-    (other / "config.json").write_text(json.dumps({**config, "hidden_dropout_prob": 0.5, "of_another_time": 1}))
-    assert compiled(bert()).from_base(other).bert.encoder.layer[0].output.dropout.p == 0.5
-
-
 @pytest.mark.parametrize("kernel", ["eager", "sdpa"])
 def test_the_asked_attention_runs(bases: dict[str, Path], kernel: str) -> None:
     model = compiled(bert()).from_base(bases["bert"], attn_implementation=kernel)
     assert model.config._attn_implementation == kernel
-
-
-@pytest.mark.parametrize(
-    ("override", "complaint"),
-    [
-        ({"num_hiden_layers": 3}, r"num_hiden_layers \(the nearest is num_hidden_layers\)"),
-        ({"num_hidden_layers": 2}, "num_hidden_layers is 2, not 3"),
-        ({"hidden_size": 32}, "hidden_size is 32, not 16"),
-        ({"num_attention_heads": 4}, "num_attention_heads is 4, not 2"),
-        ({"hidden_act": "relu", "layer_norm_eps": 0.5}, r"hidden_act is 'relu', not 'gelu', layer_norm_eps is 0\.5"),
-    ],
-)
-def test_overrides_that_make_another_model(bases: dict[str, Path], override: dict[str, Any], complaint: str) -> None:
-    with pytest.raises(ValueError, match=complaint):
-        compiled(bert()).from_base(bases["bert"], **override)
-
-
-def test_an_override_by_the_common_name(bases: dict[str, Path]) -> None:
-    with pytest.raises(ValueError, match="n_layer is 1, not 2"):
-        compiled(gpt2()).from_base(bases["gpt2"], num_hidden_layers=1)
-
-
-def test_overrides_that_make_no_other_model(bases: dict[str, Path]) -> None:
-    changed = {"hidden_dropout_prob": 0.3, "classifier_dropout": 0.2, "use_cache": False, "return_dict": False}
-    model = compiled(bert()).from_base(bases["bert"], **changed, id2label={0: "a", 1: "b", 2: "c"})
-    assert {key: getattr(model.config, key) for key in changed} == changed
-    assert model.config.id2label[2] == "c"
-    assert model.dropout.p == 0.2 and model.bert.encoder.layer[0].output.dropout.p == 0.3
 
 
 def test_ties_and_resizing(bases: dict[str, Path]) -> None:

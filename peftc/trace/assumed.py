@@ -21,21 +21,33 @@ Traced = Callable[[list[Argument]], fx.Graph]
 
 def check_parameters(
     graph: fx.Graph, module: nn.Module, calls: Sequence[Call], sketch: fx.Graph, trace: Traced
-) -> None:
+) -> frozenset[str]:
     """Checks, in the graph of these calls, of what a call of another kind would make a difference to.
 
-    `sketch` is the graph of the first call alone; `trace` makes that of other arguments.
+    `sketch` is the graph of the first call alone; `trace` makes that of other arguments.  Returns those parameters,
+    checked too, that no call gives and that are no more than handed on.
     """
-    unit = type(module).__name__
+    unit, handed = type(module).__name__, set[str]()
     for name in _always_given(module, calls):
         if _does_without(module, calls[0], name, sketch, trace):
             always = f"{unit} was compiled for calls with {name}: recompile for a base without it"
             _check(graph, name, f"{name} is None", always)
     for name in (n for n in _named(module) if not any(is_given(call, n) for call in calls)):
-        if _matters(module, calls[0], name, sketch, trace):
+        other = _given(module, calls[0], name, trace)
+        uses = [n for n in other.nodes if n.op == "placeholder" and n.target == name and n.users] if other else []
+        same = other is not None and keys(other, but=name) == keys(sketch, but=name)
+        if not same or uses:
             default = default_of(parameters(module)[name])
             never = f"{unit} was compiled for {name}={default!r}: recompile for a base that gives another"
             _check(graph, name, f"{name} {_other_than(default)}", never)
+        if same and uses and all(_hands_on(user, use) for use in uses for user in use.users):
+            handed.add(name)
+    return frozenset(handed)
+
+
+def giving(call: Call, names: frozenset[str]) -> Call:
+    """The call, which gives some more parameters something that no forward can read."""
+    return tuple(replace(r, named={**r.named, **dict.fromkeys(names, UNREAD)}) for r in call)
 
 
 def part(given: fx.Graph, left_out: fx.Graph, name: str) -> bool:
@@ -70,15 +82,19 @@ def _does_without(module: nn.Module, call: Call, name: str, sketch: fx.Graph, tr
     return part(sketch, other, name)
 
 
-def _matters(module: nn.Module, call: Call, name: str, sketch: fx.Graph, trace: Traced) -> bool:
-    """Whether the forward would do something else if this parameter, which no call gave, were given."""
-    given = [replace(a, points=(_Anything(), _Anything())) if a.name == name else a for a in arguments_of(module, call)]
+def _given(module: nn.Module, call: Call, name: str, trace: Traced) -> fx.Graph | None:
+    """The graph of a call that gives this parameter too; None where the forward reads it."""
     try:
-        other = trace(given)
+        return trace(arguments_of(module, giving(call, frozenset({name}))))
     except UNTRACEABLE:
-        return True
-    same = keys(other, but=name) == keys(sketch, but=name)
-    return not same or any(n.users for n in other.nodes if n.op == "placeholder" and n.target == name)
+        return None
+
+
+def _hands_on(user: fx.Node, parameter: fx.Node) -> bool:
+    """Whether a call hands a parameter on by its own name, and in no other way."""
+    return [name for name, value in user.kwargs.items() if value is parameter] == [parameter.target] and not any(
+        value is parameter for value in user.args
+    )
 
 
 def _other_than(default: object) -> str:
@@ -87,8 +103,11 @@ def _other_than(default: object) -> str:
     return "not in (None, False)" if default is False else f"!= {default!r}"
 
 
-class _Anything:
+class _Unread:
     """Stands for an argument that was never seen: any use of it fails."""
+
+
+UNREAD = _Unread()
 
 
 def _check(graph: fx.Graph, name: str, failing: str, message: str) -> None:

@@ -6,12 +6,12 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 from torch import fx, nn
 
 from peftc.trace.asked import attending_by, implementation
-from peftc.trace.assumed import check_parameters, keys, part
+from peftc.trace.assumed import check_parameters, giving, keys, part
 from peftc.trace.feeds import parameters
 from peftc.trace.frames import is_user
 from peftc.trace.given import arguments_of, gives_more, is_given, sizes_of, varies_more, with_added_masks, without
@@ -42,7 +42,10 @@ EAGER = 'self.config._attn_implementation == "eager"'
 
 @dataclass(frozen=True, eq=False)
 class UnitTracer:
-    """Traces one module: `leaves` stay calls, `calls` are what it was seen to be called with."""
+    """Traces one module: `leaves` stay calls, `calls` are what it was seen to be called with.
+
+    `widely`: flags go both ways, and what is no more than handed on may be given where no call does.
+    """
 
     module: nn.Module
     leaves: frozenset[nn.Module]
@@ -52,7 +55,7 @@ class UnitTracer:
     remembered: dict[Hashable, Remembered] = field(default_factory=lambda: defaultdict(Remembered))
     traced: dict[Hashable, fx.Graph] = field(default_factory=dict)
     known: Known = field(default_factory=Known)
-    flags: bool = True
+    widely: bool = True
 
     def graph(self) -> fx.Graph:
         """One graph of the forward over every scenario seen, training and not."""
@@ -62,9 +65,9 @@ class UnitTracer:
         except Learnt as found:
             return self._knowing(found).graph()
         except TraceFailure:
-            if not self.flags:
+            if not self.widely:
                 raise
-            return replace(self, flags=False).graph()
+            return replace(self, widely=False).graph()
 
     def sketch(self) -> fx.Graph:
         """The graph of the first call alone: enough to tell two modules apart."""
@@ -86,8 +89,14 @@ class UnitTracer:
         graph = self._merged(self._distinct, attentions)
         if further := self._beyond(graph):
             graph = self._widened(graph, further, attentions)
-        check_parameters(graph, self.module, self.calls, self.sketch(), lambda given: self._trace(given, False))
-        return graph
+        trace = partial(self._trace, training=False)
+        handed = check_parameters(graph, self.module, self.calls, self.sketch(), trace)
+        return self._giving(handed)._whole() if handed and self.widely else graph
+
+    def _giving(self, names: frozenset[str]) -> UnitTracer:
+        """One whose calls give these parameters, which all of them leave out."""
+        calls, elsewhere = [giving(call, names) for call in self.calls], self.elsewhere
+        return replace(self, calls=calls, elsewhere=lambda m: (giving(c, names) for c in elsewhere(m)), traced={})
 
     def _beyond(self, graph: fx.Graph) -> list[Call]:
         """Calls in other sizes that find another one larger where all examples find the same."""
@@ -175,7 +184,7 @@ class UnitTracer:
         """Each way through the branches that the examples leave open; whether one cannot be traced: its check stays."""
         ways: list[Against] = [frozenset()]
         sketches, failed = {ways[0]: self._once(call, False, attention)}, False
-        turned = flags(sketches[ways[0]]) if self.flags else []
+        turned = flags(sketches[ways[0]]) if self.widely else []
         for way in ways:
             kinds = decisions(sketches[way & frozenset(turned)], asks_kind)
             values = decisions(sketches[way], asks_value)

@@ -14,7 +14,7 @@ import peftc
 from peftc.graph.branches import assume
 from peftc.trace import trace_model
 from tests.laws import spec
-from tests.trace.nets import IDS, Block, Net, attached
+from tests.trace.nets import IDS, WIDTH, Block, Net, attached, made
 
 
 class Shifted(Block):
@@ -70,6 +70,32 @@ def test_what_every_call_gives_is_checked_where_the_forward_does_without_it() ->
 @pytest.mark.parametrize("block", [Handing, Bound])
 def test_what_is_handed_on_or_cannot_be_left_out_needs_no_check(block: type[Block]) -> None:
     assert checks(Shifting([block(), block()]).eval()) == []
+
+
+class Placing(Block):
+    """Hands on what no call of its model gives, by its name; what it is handed to does not read it."""
+
+    def forward(self, x: Tensor, place: Any = None, **kwargs: Any) -> Any:
+        x = x + self.attention(x, place=place)
+        return x + self.down(torch.relu(self.up(x)))
+
+
+class PlacedBefore(Placing):
+    """Reads it too, where it is given."""
+
+    def forward(self, x: Tensor, place: Any = None, **kwargs: Any) -> Any:
+        return super().forward(x if place is None else x + place, place=place)
+
+
+def test_what_no_call_gives_is_handed_on_all_the_same() -> None:
+    changed: Any = attached(made(Placing))
+    seen: list[Any] = []
+    changed.blocks[0].attention.register_forward_pre_hook(
+        lambda m, args, kw: seen.append(kw["place"]), with_kwargs=True
+    )
+    changed.blocks[0](torch.ones(1, 3, WIDTH), place=7)
+    assert seen == [7] and checks(made(Placing)) == []
+    assert checks(made(PlacedBefore)) == ["place is not None"]
 
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "vocab_size": 128}

@@ -154,7 +154,7 @@ def show(
 @app.command()
 def verify(folder: Annotated[Path, typer.Argument(help="An artifact.", metavar="DIR")]) -> None:
     """Compare an artifact with its lock, then prove its program again."""
-    with _progress(folder.name) as stage:
+    with _progress(folder.name or str(folder)) as stage:
         from peftc.cli_verify import verified
 
         lines = verified(folder, stage)
@@ -247,7 +247,7 @@ def _write(spec: Spec, artifact: Artifact, out: Path) -> list[Problem]:
 def _check(spec: Spec, artifact: Artifact, out: Path) -> list[Problem]:
     problems = list(artifact.check(out))
     if not problems:
-        _print(f"{out / spec.name}: up to date" + (f", {moved}" if (moved := artifact.moved(out)) else ""))
+        _print(f"{out / spec.name}: up to date" + (f", {moved}" if (moved := artifact.moved(out / spec.name)) else ""))
     return problems
 
 

@@ -53,8 +53,9 @@ def _check_base(spec: Spec) -> None:
         raise PeftcError(*(Problem(p.message, spec.origin.key("base"), hint) for p in error.problems)) from error
 
 
-def _other(folder: Path, files: dict[str, str], artifact: Artifact) -> Iterator[Problem]:
-    moved = artifact.moved(folder.parent)
-    for name in files:
-        if artifact.files.get(name) != (folder / name).read_text("utf-8"):
+def _other(folder: Path, files: Mapping[str, str], artifact: Artifact) -> Iterator[Problem]:
+    """What the spec does not compile to, the lock included; `spec` there is the hash of a file that lies elsewhere."""
+    moved = artifact.moved(folder)
+    for name in (*files, *(name for name in artifact.files if name not in files)):
+        if artifact.difference(folder, name, unheld=("spec", "versions")):
             yield Problem(f"{folder / name} is not what the spec compiles to", hint=moved or "compile the spec again")

@@ -9,6 +9,7 @@ import pytest
 from transformers import AutoConfig
 
 from peftc.cli_verify import verified
+from peftc.compiler import compile
 from peftc.errors import PeftcError
 from peftc.spec.load import loads
 from tests.laws import emitted, trace
@@ -38,4 +39,19 @@ def test_what_no_compile_wrote_is_named(tmp_path: Path) -> None:
     (folder / "extra.py").write_text("")
     (folder / ".git").mkdir()
     with pytest.raises(PeftcError, match=r"extra\.py is not in peftc\.lock\.json"):
+        verified(folder, lambda stage: None)
+
+
+def test_what_the_lock_says_is_compared_too(tmp_path: Path) -> None:
+    """But for the hash of the YAML, which is no part of an artifact, and for versions, which are a hint."""
+    tiny = named("bert")
+    text = {"name": "kept", "base": {"config": tiny.config(), "task": tiny.task}, "methods": [{"method": "lora"}]}
+    folder = compile(loads(json.dumps(text))).write(tmp_path / "out").rename(tmp_path / "moved")
+    lock = folder / "peftc.lock.json"
+    written = json.loads(lock.read_text())
+    lock.write_text(json.dumps({**written, "spec": "", "versions": 7}))
+    verified(folder, lambda stage: None)
+    proof = {"lines": ["equal to anything"], "cases": 42}
+    lock.write_text(json.dumps({**written, "proof": proof, "versions": {"torch": "1"}}))
+    with pytest.raises(PeftcError, match=r"lock\.json is not what the spec compiles to\nhint: compiled with torch 1 "):
         verified(folder, lambda stage: None)

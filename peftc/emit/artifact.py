@@ -64,16 +64,34 @@ class Artifact:
         folder = Path(out) / self.name
         if not folder.is_dir():
             return [Problem(f"{folder} is not there", hint="compile the spec without --check")]
+        again = f"{'' if (folder / LOCK).is_file() else 'move the folder, and '}compile the spec again"
         found = sorted({path.name for path in folder.iterdir() if path.name != "__pycache__"} | self.files.keys())
-        complaints = [(name, _difference(folder / name, self.files.get(name))) for name in found]
-        return [Problem(f"{folder / name} {what}", hint="compile the spec again") for name, what in complaints if what]
+        complaints = [(name, self.difference(folder, name)) for name in found]
+        return [
+            Problem(f"{folder / name} {what}", hint=again if name in self.files else "move it")
+            for name, what in complaints
+            if what
+        ]
 
-    def moved(self, out: str | Path) -> str | None:
-        """Which versions the folder was compiled with, where they are not these; None where they agree."""
-        lock = Path(out) / self.name / LOCK
-        theirs = json.loads(lock.read_text("utf-8")).get("versions", {}) if lock.is_file() else {}
-        ours = json.loads(self.files[LOCK])["versions"]
-        pairs = [(name, theirs.get(name, now), now) for name, now in sorted(ours.items())]
+    def difference(self, folder: Path, name: str, unheld: tuple[str, ...] = ("versions",)) -> str | None:
+        """How a file of a folder differs, some keys of the lock aside; None where it is the same."""
+        path, expected = folder / name, self.files.get(name)
+        if expected is None:
+            return "does not belong to the artifact"
+        if not path.is_file():
+            return "is missing"
+        try:
+            found = path.read_bytes().decode()
+        except UnicodeDecodeError:
+            return "is no text"
+        if name != LOCK:
+            return None if found == expected else "differs"
+        return None if _held(found, unheld) == _held(expected, unheld) else "differs"
+
+    def moved(self, folder: Path) -> str | None:
+        """Which versions a folder was compiled with, where they are known and are not these."""
+        theirs = _versions((folder / LOCK).read_text("utf-8"))
+        pairs = [(name, theirs.get(name, now), now) for name, now in sorted(_versions(self.files[LOCK]).items())]
         changed = [f"{name} {then} (now {now})" for name, then, now in pairs if then != now]
         return f"compiled with {', '.join(changed)}" if changed else None
 
@@ -141,22 +159,14 @@ def _exchanged(one: Path, other: Path) -> bool:
     return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
 
 
-def _difference(path: Path, expected: str | None) -> str | None:
-    if expected is None:
-        return "does not belong to the artifact"
-    if not path.is_file():
-        return "is missing"
+def _held(lock: str, unheld: tuple[str, ...]) -> object:
+    """What a lock is held to; the text itself where it is none."""
     try:
-        found = path.read_bytes().decode()
-    except UnicodeDecodeError:
-        return "is no text"
-    return None if _compared(path.name, found) == _compared(path.name, expected) else "differs"
+        return {key: value for key, value in json.loads(lock).items() if key not in unheld}
+    except (AttributeError, RecursionError, ValueError):
+        return lock
 
 
-def _compared(name: str, text: str) -> object:
-    if name != LOCK:
-        return text
-    try:
-        return {key: value for key, value in json.loads(text).items() if key != "versions"}
-    except (ValueError, AttributeError):
-        return text
+def _versions(lock: str) -> dict[str, str]:
+    found = json.loads(lock).get("versions")
+    return found if isinstance(found, dict) else {}

@@ -19,7 +19,8 @@ def locked(folder: Path) -> dict[str, str]:
         hint = "compile the spec, and name the folder that holds it"
         raise PeftcError(Problem(f"{folder} is no artifact: {LOCK}: {reason}", hint=hint)) from None
     if files is None:
-        raise PeftcError(f"{folder / LOCK} is no lock of peftc")
+        hint = "move the folder, and compile the spec again"
+        raise PeftcError(Problem(f"{folder / LOCK} is no lock of peftc", hint=hint))
     return files
 
 

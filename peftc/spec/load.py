@@ -81,7 +81,7 @@ def _place_of(data: bytes, position: int, file: str) -> Place:
 def _near(path: Path) -> str | None:
     """A hint: the spec that was probably meant, in a folder or beside a name that nothing has."""
     folder = path if path.is_dir() else path.parent
-    found = sorted(str(near) for near in folder.glob("*.yaml")) if folder.is_dir() else []
+    found = sorted(str(near) for near in folder.glob("*.yaml") if near.is_file()) if folder.is_dir() else []
     if folder is path:
         return f"name a file in it, as {found[0]}" if found else "a spec is a file"
     return f"did you mean {near[0]}?" if (near := get_close_matches(str(path), found, 1, 0.75)) else None

@@ -111,10 +111,13 @@ def test_check_names_each_difference(tmp_path: Path) -> None:
     folder = made.write(tmp_path)
     assert made.check(tmp_path) == []
     assert artifact("a", version="2").check(tmp_path) == []
-    assert artifact("a", version="2").moved(tmp_path) == "compiled with torch 1 (now 2)"
+    assert artifact("a", version="2").moved(folder) == "compiled with torch 1 (now 2)"
     (folder / "README.md").write_bytes(b"\xff")
     (folder / "more.txt").write_text("")
     (folder / "modeling_one.py").unlink()
     found = [p.message.removeprefix(f"{folder}{os.sep}") for p in made.check(tmp_path)]
     assert found == ["README.md is no text", "modeling_one.py is missing", "more.txt does not belong to the artifact"]
+    assert {p.hint for p in made.check(tmp_path)} == {"compile the spec again", "move it"}
+    (folder / "peftc.lock.json").unlink()
+    assert {p.hint for p in made.check(tmp_path)} == {"move the folder, and compile the spec again", "move it"}
     shutil.rmtree(folder)

@@ -119,3 +119,10 @@ def test_a_mutated_spec_loads_or_is_refused(start: int, cut: int, put: str) -> N
 def test_validating_needs_no_torch() -> None:
     code = "import sys; from peftc.spec.load import loads; loads(sys.argv[1]); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code, GOOD], check=False).returncode == 0
+
+
+def test_a_name_that_leads_nowhere_is_not_what_was_meant(tmp_path: Path) -> None:
+    (tmp_path / "gone.yaml").symlink_to("nowhere")
+    with pytest.raises(PeftcError, match="cannot read") as caught:
+        load(tmp_path / "gone.yaml")
+    assert caught.value.problems[0].hint is None

@@ -152,7 +152,7 @@ def _may_be_true(flag: Any) -> bool:
 def attention_sites(view: View) -> list[Site]:
     """q, k, v, (o) and the attention itself; `cross.` where keys come from elsewhere; of several, the widest one's.
 
-    Those in other branches are that one too.
+    Those in other branches are that one too.  Of a cross-attention k and v read what is whole before the first query.
     """
     found: dict[str, list[tuple[AttentionCall, list[Site]]]] = {}
     for call in attention_calls(view):
@@ -223,10 +223,13 @@ def _sites(view: View, call: AttentionCall) -> list[Site]:
     cross = "" if x else "cross."
     given = mask_added(view, call.written) if isinstance(call.written, Found) else call.mask
     mask = None if cross else parameter_behind(view, given)
-    causal = not cross and (call.hides or view.causal())
+    causal = (call.hides and not cross) or view.causal()
     named = [*zip("qkv", (q, k, v), strict=True), *(("o", o) for o in output_projection(view, call.node))]
     attention = _attention(view, call, x or asking, cross)
-    found: list[Site] = [replace(part, name=cross + name, causal=causal, mask=mask) for name, part in named if part]
+    whole = "kv" if cross else ""
+    found: list[Site] = [
+        replace(part, name=cross + name, causal=causal and name not in whole, mask=mask) for name, part in named if part
+    ]
     return [*found, replace(attention, causal=causal, mask=mask)]
 
 

@@ -56,7 +56,7 @@ def block_sites(view: View, inner: Mapping[str, tuple[View, list[Site]]], own: l
     found: list[Site] = []
     for attention in seen:
         cross = attention.name.removesuffix("attention")
-        sees, mask = attention.causal and not cross, None if cross else attention.mask
+        sees, mask = attention.causal, None if cross else attention.mask
         outputs = [] if attention.projects else list(output_projection(view, attention.node))
         found += [replace(o, name=f"{cross}o", causal=sees, mask=mask) for o in outputs]
         sublayer = _sublayer(view, attention.node, attention.input, attends, f"{cross}attention_output")

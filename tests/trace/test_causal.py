@@ -12,6 +12,8 @@ from peftc.spec.load import loads
 from peftc.trace import trace_base, trace_model
 from peftc.trace.causal import causal_paths
 from peftc.trace.feeds import POINTS, feed
+from tests.laws import trace
+from tests.zoo import named
 
 
 class Sum(nn.Module):
@@ -135,3 +137,12 @@ def test_a_base_without_weights_is_asked_as_one_of_its_kind(kind: str, task: str
         f"name: x\nbase: {{config: {{model_type: {kind}, {sizes}}}, task: {task}}}\nmethods: [{{method: lora}}]\n"
     )
     assert {layer.tower for layer in trace_base(spec.base).layers} == {tower}
+
+
+def test_a_cross_attention_looks_back_but_for_what_it_reads_whole() -> None:
+    """Its queries are the decoder's, one after the other; its keys and values are the encoder's, all of them there."""
+    layers = trace(named("bart")).layers
+    said = {s.name: s.causal for layer in layers if layer.tower == "decoder" for _, u in layer.units for s in u.sites}
+    crossing = {name.removeprefix("cross."): causal for name, causal in said.items() if name.startswith("cross.")}
+    assert crossing.pop("k") is crossing.pop("v") is False
+    assert crossing.keys() == {"q", "o", "attention", "attention_output"} and all(crossing.values())

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from peftc.errors import Place, Problem
-from peftc.graph.sites import Attention, Embedding, Layer, Projection, Site, Trace, Unit, around, within
+from peftc.graph.sites import Attention, Embedding, Layer, Projection, Site, Trace, Unit, around, dotted, within
 from peftc.methods.base import Method
 from peftc.spec.complaints import closest
 from peftc.spec.document import Step
@@ -33,7 +33,7 @@ class Spot:
         """The path of the module that is called here, or None where the site is no single module."""
         if not isinstance(self.site, Projection | Embedding):
             return None
-        return ".".join(part for part in (self.path, self.site.module) if part)
+        return dotted(self.path, self.site.module)
 
 
 class Entry:
@@ -204,7 +204,7 @@ class Entry:
 
 def _places(layer: Layer, name: str) -> list[tuple[str, Unit, Site]]:
     """The first unit's site of a name; of several attentions that are units of their own, each one's."""
-    first, whole = layer.find(name), ".".join(filter(None, (name.rpartition(".")[0], "attention")))
+    first, whole = layer.find(name), dotted(name.rpartition(".")[0], "attention")
     if first is None or not first[1].site(whole):
         return [first] if first else []
     own = [(path, unit, unit.site(name)) for path, unit in layer.units if unit.site(whole)]

@@ -85,7 +85,7 @@ def _attention_sites(bias: bool, causal: bool, mask: str | None) -> tuple[Site, 
         Projection(name, module, module, module, WIDTH, WIDTH, bias=bias, causal=causal, mask=mask)
         for name, module in (("q", "query"), ("k", "key"), ("v", "value"))
     ]
-    widths = (WIDTH, 2, WIDTH, WIDTH)
+    widths = (WIDTH, WIDTH, WIDTH)
     return *projections, Attention(
         "attention", "attend", "key", "value", mask, "x", *widths, hides=causal, causal=causal, mask=mask
     )

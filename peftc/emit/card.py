@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from peftc.emit.module import Heading, listed
 from peftc.plan import Placement, Plan
+from peftc.report.render import templates
 from peftc.spec.layers import ranges
 
 
@@ -13,15 +12,8 @@ def card(
     plan: Plan, module: str, auto_classes: tuple[str, ...], heading: Heading, proved: tuple[str, ...], budget: str
 ) -> str:
     """The model card of an artifact."""
-    environment = Environment(
-        loader=PackageLoader("peftc.emit"),
-        undefined=StrictUndefined,
-        autoescape=False,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    spec = plan.spec
-    return environment.get_template("README.md.jinja").render(
+    spec, template = plan.spec, templates("peftc.emit").get_template("README.md.jinja")
+    return template.render(
         name=spec.name,
         folder=f"generated/{spec.name}",
         base=f"`{spec.base.model}`" if spec.base.model else "a base with the config beside",

@@ -62,7 +62,7 @@ class Printer:
             variable = self.name(value)
             return variable if variable is not None else self.node(value, level)
         if isinstance(value, SelfReference):
-            return attribute("self", value.path)
+            return attribute(value.path)
         if isinstance(value, Lifted):
             self.globals.imports |= {"math": "import math"} if "math." in value.source else {}
             return value.within(level)
@@ -90,9 +90,9 @@ class Printer:
         if node.op == "placeholder":
             return str(node.target), ATOM
         if node.op == "get_attr":
-            return attribute("self", str(node.target)), ATOM
+            return attribute(str(node.target)), ATOM
         if node.op == "call_module":
-            return attribute("self", str(node.target)) + self.call(node.args, given(node)), ATOM
+            return attribute(str(node.target)) + self.call(node.args, given(node)), ATOM
         if node.op == "call_method":
             return self._method(node), ATOM
         return self._function(node)

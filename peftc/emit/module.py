@@ -194,7 +194,7 @@ def _model_class(program: Program, alias: str) -> str:
     rows += ["", "    def share(self):"]
     for shared in program.shared:
         head = f"self.{shared.name} = "
-        rows.append(f"        {head}{call_text({'': shared.module.call}, (), 8, len(head))}")
+        rows.append(f"        {head}{call_text({'': shared.module.call}, (), len(head))}")
         rows.append(f"        self.{shared.name}.once_per_forward(self)")
     return "\n".join(rows)
 

@@ -38,11 +38,11 @@ class Pasted:
 
 
 @cache
-def library(folder: Path = MODULES) -> tuple[Mapping[str, Piece], Mapping[str, str]]:
+def library() -> tuple[Mapping[str, Piece], Mapping[str, str]]:
     """Every piece of the pasted modules, and every import line that they use, by name."""
     pieces: dict[str, Piece] = {}
     imports: dict[str, str] = {}
-    for path in sorted(folder.glob("*.py")):
+    for path in sorted(MODULES.glob("*.py")):
         text = path.read_text(encoding="utf-8")
         for statement in ast.parse(text).body:
             imports |= _bound_by_import(statement)
@@ -82,13 +82,13 @@ def _segment(statement: ast.stmt, text: str) -> str:
     return "\n".join(text.splitlines()[first - 1 : statement.end_lineno])
 
 
-def paste(names: Iterable[str], folder: Path = MODULES) -> Pasted:
+def paste(names: Iterable[str]) -> Pasted:
     """These classes and functions with all that they use, each after what it uses."""
-    pieces, imports = library(folder)
+    pieces, imports = library()
     ordered: dict[str, Piece] = {}
     for name in sorted(set(names)):
         if name not in pieces:
-            raise Defect(f"no module in {folder.name}/ defines {name}")
+            raise Defect(f"no module in {MODULES.name}/ defines {name}")
         _visit(name, pieces, ordered)
     used = frozenset(name for piece in ordered.values() for name in piece.reads)
     return Pasted(tuple(ordered.values()), tuple(sorted({imports[n] for n in used if n in imports})))

@@ -18,6 +18,8 @@ from peftc.report.patterns import compress, template
 from peftc.rewrite.program import Addition, Body
 from peftc.spec.layers import number, ranges
 
+INDENT = 8  # of a statement in a method
+
 
 @dataclass(frozen=True)
 class Class:
@@ -80,12 +82,12 @@ def _where(unit: Class) -> str:
     return f"{'Layer' if len(layers) == 1 else 'Layers'} {ranges(layers)}"
 
 
-def docstring(text: str, indent: int = 4) -> list[str]:
+def docstring(text: str) -> list[str]:
     """A docstring on one line where it fits, else its first line and the rest."""
     text = text.rstrip(".") + "."
     text = text.replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
-    rows = wrap(text, WIDTH - indent - 3, break_long_words=False)
-    if len(text) + indent + 6 <= WIDTH:
+    rows = wrap(text, WIDTH - 7, break_long_words=False)
+    if len(text) + 10 <= WIDTH:
         return [f'"""{text}"""']
     return [f'"""{rows[0]}', *rows[1:], '"""']
 
@@ -98,11 +100,14 @@ def _attached(unit: Class, shared: Collection[str]) -> list[str]:
 def _assignment(unit: Class, addition: Addition, shared: Collection[str]) -> list[str]:
     calls = {path: addition.calls[path] for path in unit.paths}
     head = f"self.{addition.name} = "
-    return (head + call_text(calls, shared, 8, len(head))).split("\n        ")
+    return (head + call_text(calls, shared, len(head))).split(f"\n{' ' * INDENT}")
 
 
-def call_text(calls: Mapping[str, ModuleCall], shared: Collection[str], indent: int, used: int) -> str:
-    """A constructor call without its defaults; what differs between the paths is looked up by layer."""
+def call_text(calls: Mapping[str, ModuleCall], shared: Collection[str], used: int) -> str:
+    """A constructor call in a method, behind `used` columns, without its defaults.
+
+    What differs between the paths is looked up by layer.
+    """
     (name,) = {call.name for call in calls.values()}
     default = {key: p.default for key, p in inspect.signature(getattr(modules, name)).parameters.items()}
     values = {
@@ -114,12 +119,11 @@ def call_text(calls: Mapping[str, ModuleCall], shared: Collection[str], indent: 
         if set(map(repr, by_path.values())) != {repr(default[key])}
     ]
     flat = f"{name}({', '.join(written)})"
-    if indent + used + len(flat) <= WIDTH:
+    if INDENT + used + len(flat) <= WIDTH:
         return flat
-    pad = " " * indent
-    joined = f"{pad}    {', '.join(written)}"
-    rows = [joined] if len(joined) <= WIDTH else [f"{pad}    {row}," for row in written]
-    return "\n".join([f"{name}(", *rows, f"{pad})"])
+    joined = ", ".join(written)
+    rows = [joined] if INDENT + 4 + len(joined) <= WIDTH else [f"{row}," for row in written]
+    return f"\n{' ' * INDENT}".join([f"{name}(", *(f"    {row}" for row in rows), ")"])
 
 
 def _any(calls: Mapping[str, ModuleCall]) -> ModuleCall:

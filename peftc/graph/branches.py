@@ -18,10 +18,10 @@ class SelfReference:
     path: str
 
 
-def attribute(root: str, path: str) -> str:
-    """`self.layers[0].norm`: a dotted path as attribute access."""
-    text = root
-    for part in filter(None, path.split(".")):
+def attribute(*paths: str) -> str:
+    """`self.layers[0].norm`: a dotted path in the unit, or several one below the other, as attribute access."""
+    text = "self"
+    for part in filter(None, ".".join(paths).split(".")):
         if part.isdigit():
             text += f"[{part}]"
         elif part.isidentifier() and not keyword.iskeyword(part):

@@ -135,7 +135,7 @@ class Editor:
             back = tuple(site.order.index(axis) for axis in range(len(site.order)))
             x = joints.permuted(self, x, back)
             x = self._insert("call_method", "flatten", (x, -len(site.dims)))
-        self._change(site, SCALE, self._shaped(site, self._scaled(x, call, gate), self._at_level(site, SCALE)))
+        self._change(site, SCALE, self._shaped(site, self.call(call, *_present(x, gate)), self._at_level(site, SCALE)))
 
     def scale_input(self, site: Projection, call: ModuleCall, gate: fx.Node | None) -> None:
         """x of the projection through a module that keeps its shape: for the projection and all that attached to it."""
@@ -222,9 +222,6 @@ class Editor:
             return self._insert("call_method", "view_as", (delta, like))
         apart = self._insert("call_method", "unflatten", (delta, -1, site.dims))
         return joints.permuted(self, apart, site.order)
-
-    def _scaled(self, x: fx.Node, call: ModuleCall, gate: fx.Node | None) -> fx.Node:
-        return self.call(call, *_present(x, gate))
 
     def _call_gate(self, gating: Gating, x: fx.Node) -> fx.Node:
         self.additions[gating.name] = gating.call

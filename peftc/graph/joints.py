@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from operator import getitem, neg
 from typing import TYPE_CHECKING
 
@@ -43,7 +43,7 @@ def _join_window(edit: Editor, window: Windowed, tables: fx.Node, gate: fx.Node 
     total = _behind(edit, learnt, modules.added, output, learnt)
     for new, old in ((own, weights), (total, output)):
         edit.take_over(new, old)
-        old.replace_all_uses_with(new, delete_user_cb=_later(new, (learnt,)))
+        old.replace_all_uses_with(new, delete_user_cb=_later(new, learnt))
     edit.comment(total)
 
 
@@ -51,9 +51,9 @@ def _behind(edit: Editor, node: fx.Node, function: Target, *args: Argument) -> f
     return edit.insert("call_function", function, args, end_of(node).next)
 
 
-def _later(node: fx.Node, but: Collection[fx.Node]) -> Callable[[fx.Node], bool]:
-    """Whether another node stands behind this one, some left out."""
-    return lambda user: node < user and user not in but
+def _later(node: fx.Node, but: fx.Node) -> Callable[[fx.Node], bool]:
+    """Whether a node stands behind this one, and is not `but`."""
+    return lambda user: node < user and user is not but
 
 
 def _join_call(edit: Editor, site: Attention, tables: fx.Node, gate: fx.Node | None) -> None:

@@ -33,7 +33,6 @@ class Projection:
     order: tuple[int, ...] = ()
     ones: tuple[int, ...] = ()
     bias: bool = False
-    transposed: bool = False
     flat: bool = False
     turned: bool = False
     causal: bool = False
@@ -111,7 +110,7 @@ class Windowed:
 class Attention:
     """One attention's keys and values: `node` is the call, whose arguments include `key`, `value` and `mask_value`.
 
-    key: (batch, kv_heads, length, key_width / kv_heads).  `input` is the attention's input x, of width `width`.
+    key: (batch, heads, length, key_width / heads).  `input` is the attention's input x, of width `width`.
     `written`: it is no one call but products around a softmax, of which `node` is the last; a sentence says why
     nothing can join it.  `hides`: without a mask, query i sees the keys 0 to i alone.  `others`: what it is in other
     branches of the forward.
@@ -124,7 +123,6 @@ class Attention:
     mask_value: str | None
     input: str
     width: int
-    kv_heads: int
     key_width: int
     value_width: int
     written: Written | Windowed | str | None = None
@@ -184,14 +182,6 @@ class Embedding:
 Site = Projection | Attention | Sublayer | Embedding
 
 
-@dataclass(frozen=True)
-class Assumption:
-    """What tracing took for granted about the arguments of a unit: a Python condition, and a sentence for its check."""
-
-    condition: str
-    message: str
-
-
 @dataclass(frozen=True, eq=False)
 class Unit:
     """A distinct traced forward: its base class, its graph (never edited), its sites, and every module that runs it."""
@@ -201,7 +191,6 @@ class Unit:
     graph: fx.Graph
     sites: tuple[Site, ...]
     paths: tuple[str, ...]
-    assumptions: tuple[Assumption, ...] = ()
     fingerprint: str = ""
 
     def site(self, name: str) -> Site | None:
@@ -233,6 +222,11 @@ class Layer:
     def site_names(self) -> tuple[str, ...]:
         """Every site name of the layer, in the order of the data flow."""
         return tuple(dict.fromkeys(s.name for _, unit in self.units for s in unit.sites))
+
+
+def dotted(*paths: str) -> str:
+    """A path made of others, one below the other; an empty one is the model, or the unit, itself."""
+    return ".".join(filter(None, paths))
 
 
 def within(name: str, path: str) -> bool:

@@ -8,36 +8,18 @@ from torch import fx
 
 from peftc.errors import Defect
 from peftc.graph.branches import enter
-from peftc.graph.sites import Attention, Embedding, Projection, Site, Unit
+from peftc.graph.sites import Unit
 
 
-def verify(graph: fx.Graph, unit: Unit, additions: Collection[str] = (), sites: Collection[Site] = ()) -> None:
-    """Raise a Defect unless the graph is sound, is still the unit's, and calls every addition and nothing unknown.
-
-    `sites` are those whose nodes must still be there; a pass may fold the others away.
-    """
+def verify(graph: fx.Graph, unit: Unit, additions: Collection[str] = ()) -> None:
+    """Raise a Defect unless the graph is sound, is still the unit's, and calls every addition and nothing unknown."""
     try:
         graph.lint()
     except (RuntimeError, ValueError) as error:
         raise Defect(f"the graph of {unit.name} is broken: {error}") from error
-    complaints = [*_signature(graph, unit), *_sites(graph, sites), *_calls(graph, unit, additions)]
+    complaints = [*_signature(graph, unit), *_calls(graph, unit, additions)]
     if complaints:
         raise Defect(f"the graph of {unit.name} is broken: " + "; ".join(complaints))
-
-
-def site_nodes(site: Site) -> tuple[str, ...]:
-    """The names of the nodes that a site stands on."""
-    if isinstance(site, Projection):
-        return site.node, site.output
-    if isinstance(site, Embedding):
-        return (site.node,)
-    if isinstance(site, Attention):
-        return site.node, site.key, site.value, site.input, *_given(site.mask_value, site.mask)
-    return site.output, site.input, *_given(site.residual, site.sum, site.norm, site.mask)
-
-
-def _given(*names: str | None) -> tuple[str, ...]:
-    return tuple(name for name in names if name)
 
 
 def _signature(graph: fx.Graph, unit: Unit) -> Iterator[str]:
@@ -50,13 +32,6 @@ def _signature(graph: fx.Graph, unit: Unit) -> Iterator[str]:
 
 def _placeholders(graph: fx.Graph) -> list[tuple[str, str]]:
     return [(str(node.target), repr(node.args)) for node in graph.nodes if node.op == "placeholder"]
-
-
-def _sites(graph: fx.Graph, sites: Collection[Site]) -> Iterator[str]:
-    names = {node.name for node in graph.nodes}
-    for site in sites:
-        if missing := sorted(set(site_nodes(site)) - names):
-            yield f"site {site.name} stands on {', '.join(missing)}, which is gone"
 
 
 def _calls(graph: fx.Graph, unit: Unit, additions: Collection[str]) -> Iterator[str]:

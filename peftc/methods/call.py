@@ -25,11 +25,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class SharedModule:
-    """What a method adds once for several placements: `name` is its part in the budget, "trunk".
+    """What a method adds once for several placements.
 
     Its class has `once_per_forward(model)`, which lets it work once in a forward of the model that it is added to.
     """
 
-    name: str
     call: ModuleCall
     cost: Cost

@@ -74,7 +74,7 @@ class Prefix(Method):
         width, hidden, total = attentions[0].width, self.reparametrize.hidden, sum(rows)
         trained = self.length * width + width * hidden + hidden + hidden * total + total
         sizes = (("length", self.length), ("width", width), ("hidden", hidden), ("rows", rows))
-        return SharedModule("trunk", ModuleCall("PrefixTrunk", sizes), Cost(trained, 0))
+        return SharedModule(ModuleCall("PrefixTrunk", sizes), Cost(trained, 0))
 
     def rewrite(self, site: Site, edit: Editor) -> None:
         assert isinstance(site, Attention)

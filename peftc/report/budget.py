@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from peftc.errors import Problem, raise_all
-from peftc.graph.sites import Layer, Parameter, Projection, Trace
+from peftc.graph.sites import Layer, Parameter, Projection, Trace, dotted
 from peftc.methods.base import Cost
 from peftc.plan import PlacedGate, Placement, Plan, Selection
 
@@ -177,7 +177,7 @@ def _is_at(site: object, path: str, module: str) -> bool:
 
 def _at(path: str, site: Projection) -> str:
     """The module of a projection; it is its unit itself where it has no name in it."""
-    return f"{path}.{site.module}".strip(".")
+    return dotted(path, site.module)
 
 
 def _shared_parts(left: str, right: str) -> int:

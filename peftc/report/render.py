@@ -50,7 +50,7 @@ def budget_record(budget: Budget) -> Json:
 
 def budget_markdown(name: str, budget: Budget) -> str:
     """budget.md: the totals, then one line per method, site and run of layers."""
-    template = _environment().get_template("budget.md.jinja")
+    template = templates("peftc.report").get_template("budget.md.jinja")
     memory = {"gradients": 4 * budget.total.trained, "states": 8 * budget.total.trained}
     return template.render(name=name, budget=budget, groups=groups(budget.rows), memory=memory)
 
@@ -124,9 +124,10 @@ def spec_record(spec: Spec) -> Json:
     }
 
 
-def _environment() -> Environment:
+def templates(package: str) -> Environment:
+    """The templates of a package: what one names and nobody gives is an error."""
     return Environment(
-        loader=PackageLoader("peftc.report"),
+        loader=PackageLoader(package),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

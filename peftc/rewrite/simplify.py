@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -31,24 +31,22 @@ class Simplify:
 
 
 def _simplified(body: Body) -> Body:
-    graph = copied(body.graph)
-    before = {node.name: node for node in body.unit.graph.nodes}
-    for extent in list(_extents(graph)):
-        if extent.start.name in {n.name for n in graph.nodes}:
-            _fold(graph, extent, before)
-    without_repeats(graph)
-    without_idle(graph)
+    graph = _folded(body, body.graph, lambda _: True)
     _sink(graph, {addition.name for addition in body.additions})
     return replace(body, graph=graph)
 
 
 def base_like(body: Body) -> fx.Graph:
     """The base's graph, with the modules folded that the body calls: what to compare the body with."""
-    graph = copied(body.unit.graph)
-    before = {node.name: node for node in body.unit.graph.nodes}
     called = {str(node.target) for node in body.graph.nodes if node.op == "call_module"}
+    return _folded(body, body.unit.graph, lambda path: path in called)
+
+
+def _folded(body: Body, graph: fx.Graph, wanted: Callable[[str], bool]) -> fx.Graph:
+    """A copy of a graph of a body's unit: untouched modules are calls where that is wanted, what is idle is gone."""
+    graph, before = copied(graph), {node.name: node for node in body.unit.graph.nodes}
     for extent in list(_extents(graph)):
-        if extent.path in called and extent.start.name in {n.name for n in graph.nodes}:
+        if wanted(extent.path) and extent.start.name in {n.name for n in graph.nodes}:
             _fold(graph, extent, before)
     without_repeats(graph)
     without_idle(graph)

@@ -66,7 +66,7 @@ def _class_at(model: nn.Module, path: str) -> type[nn.Module] | None:
 
 def _obstacles(model: nn.Module) -> Iterator[Problem]:
     """What else has already changed this model."""
-    compiled = [name or type(model).__name__ for name, module in model.named_modules() if _has_base(module, "Compiled")]
+    compiled = [name or type(model).__name__ for name, module in model.named_modules() if _is_compiled(module)]
     if compiled:
         yield Problem(
             f"{', '.join(compiled)}: peftc is attached already",
@@ -88,9 +88,9 @@ def _obstacles(model: nn.Module) -> Iterator[Problem]:
         yield Problem(f"accelerate has offloaded {_few(away)}: additions would have no place", hint=hint)
 
 
-def _has_base(module: nn.Module, name: str) -> bool:
+def _is_compiled(module: nn.Module) -> bool:
     """Whether an emitted model class made this module; its base class is emitted too, so its name is all there is."""
-    return any(base.__name__ == name and "TRAINED" in vars(_home(base)) for base in type(module).__mro__)
+    return any(base.__name__ == "Compiled" and "TRAINED" in vars(_home(base)) for base in type(module).__mro__)
 
 
 def _home(base: type) -> Any:

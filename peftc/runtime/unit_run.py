@@ -60,7 +60,7 @@ class UnitRun:
     def at(cls, program: Program, body: Body, path: str, found: Recordings) -> UnitRun:
         """With the calls on which the base itself runs and has gradients; `left` counts the others."""
         meta = program.plan.trace.model.get_submodule(path)
-        module, calls = real_module(meta, 7), tuple(found.calls(meta, body.unit.graph))
+        module, calls = real_module(meta), tuple(found.calls(meta, body.unit.graph))
         base = copy.deepcopy(module).eval()
         able = tuple((what, call) for what, call in calls if attempted(base, call, _filler(CASES[0])))
         return cls(program, body, path, module, able, len(calls) - len(able))

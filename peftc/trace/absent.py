@@ -22,7 +22,7 @@ def absent(frame: FrameType, keywords: Mapping[str, Any], paths: Mapping[nn.Modu
     for name, owner, chain in _read(frame.f_code, frame.f_lasti):
         module = frame.f_locals.get(owner)
         if keywords.get(name, ...) is None and isinstance(module, nn.Module) and module in paths:
-            found[name] = attribute("self", ".".join(filter(None, (paths[module], chain))))
+            found[name] = attribute(paths[module], chain)
     return found
 
 

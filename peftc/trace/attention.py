@@ -251,7 +251,7 @@ def _attention(view: View, call: AttentionCall, x: fx.Node, cross: str) -> Atten
     return Attention(
         name=f"{cross}attention", node=call.node.name, key=call.key.name, value=call.value.name,
         mask_value=call.mask.name if call.mask is not None else None, input=x.name, width=width_of(x),
-        kv_heads=heads, key_width=heads * key_width, value_width=heads * value_width, written=written, hides=hides,
+        key_width=heads * key_width, value_width=heads * value_width, written=written, hides=hides,
     )  # fmt: skip
 
 

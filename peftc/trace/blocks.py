@@ -244,33 +244,29 @@ def _feeding(view: View, down: fx.Node, free: list[fx.Node]) -> list[fx.Node]:
 def _named(view: View, down: fx.Node, linears: list[fx.Node]) -> list[Projection]:
     """up and down; or gate, up and down, where the product of two branches feeds down."""
     last = replace(projection(view, down, [down]), name="ffn_down")
-    products = [n for n in dataflow.upstream(view.flow, down, _is_product(view, linears)) if n not in linears]
+    makes = dataflow.upstream(view.flow, down, lambda n: n in linears or _is_product(view, n, linears))
+    products = [n for n in makes if n not in linears]
     if not products:
         return [replace(projection(view, linears[0], [linears[0]]), name="ffn_up"), last]
     branches = [a for a in products[0].args if isinstance(a, fx.Node)]
-    parts = [(_branch(view, b, linears), b) for b in branches]
-    active = [b for _, b in parts if _is_active(view, b, linears)]
-    gate, up = (parts if active and active[0] is branches[0] else reversed(parts)) if active else parts
-    return [replace(gate[0], name="ffn_gate"), replace(up[0], name="ffn_up"), last]
+    ways = [_way(view, branch, linears) for branch in branches]
+    active = [any(not dataflow.is_move(n) for n in way[1:]) for way in ways]  # an activation marks the gate
+    gate, up = reversed(ways) if any(active) and not active[0] else ways
+    named = (replace(projection(view, way[0], way), name=name) for way, name in ((gate, "ffn_gate"), (up, "ffn_up")))
+    return [*named, last]
 
 
-def _is_product(view: View, linears: list[fx.Node]) -> Any:
-    def check(node: fx.Node) -> bool:
-        if node in linears:
-            return True
-        operands = [a for a in node.args if isinstance(a, fx.Node)]
-        made = [b for b in operands if b in linears or dataflow.upstream(view.flow, b, lambda n: n in linears)]
-        return node.target in MULTIPLIES and len(made) == 2
-
-    return check
+def _is_product(view: View, node: fx.Node, linears: list[fx.Node]) -> bool:
+    """Whether a node multiplies two branches that linears make."""
+    made = [a for a in node.args if isinstance(a, fx.Node) and _makers(view, a, linears)]
+    return node.target in MULTIPLIES and len(made) == 2
 
 
-def _branch(view: View, end: fx.Node, linears: list[fx.Node]) -> Projection:
-    start = end if end in linears else dataflow.upstream(view.flow, end, lambda n: n in linears)[0]
-    return projection(view, start, dataflow.between(view.flow, start, end))
+def _makers(view: View, end: fx.Node, linears: list[fx.Node]) -> list[fx.Node]:
+    """Those of some linears that come last before a value, or the value itself."""
+    return [end] if end in linears else dataflow.upstream(view.flow, end, lambda n: n in linears)
 
 
-def _is_active(view: View, end: fx.Node, linears: list[fx.Node]) -> bool:
-    """Whether a branch of a gated feed-forward passes an activation on its way from the linear."""
-    start = end if end in linears else dataflow.upstream(view.flow, end, lambda n: n in linears)[0]
-    return any(not dataflow.is_move(n) for n in dataflow.between(view.flow, start, end)[1:])
+def _way(view: View, end: fx.Node, linears: list[fx.Node]) -> list[fx.Node]:
+    """A branch of a gated feed-forward, from its linear on."""
+    return dataflow.between(view.flow, _makers(view, end, linears)[0], end)

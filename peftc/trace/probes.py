@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig
 from transformers.modeling_utils import AttentionInterface
 
 from peftc.graph.branches import Lifted, LiftedStr, attribute, lifted, lookup
+from peftc.graph.sites import dotted
 from peftc.trace.frames import is_user
 from peftc.trace.meta import SingleNumbers, answered, patched, shapes_only
 from peftc.trace.python import flat, on_proxies
@@ -167,7 +168,7 @@ def _makes(make: Callable[..., Any]) -> bool:
 
 def _config_source(tracer: Tracer, owner: Any) -> str:
     path = tracer.paths.get(owner, "") if isinstance(owner, nn.Module) else ""
-    return attribute("self", ".".join(filter(None, (path, "config._attn_implementation"))))
+    return attribute(path, "config._attn_implementation")
 
 
 @contextmanager
@@ -177,7 +178,7 @@ def _lifted(unit: nn.Module) -> Iterator[None]:
     for path, owner in _owners(unit):
         for name, value in list(vars(owner).items()):
             if type(value) in (int, float) and not name.startswith("_"):
-                source = attribute("self", ".".join(filter(None, (path, name))))
+                source = attribute(path, name)
                 before.append((vars(owner), name, value))
                 vars(owner)[name] = lifted(value, source)
     try:
@@ -195,7 +196,7 @@ def _owners(unit: nn.Module) -> Iterator[tuple[str, object]]:
         for name, value in vars(module).items():
             if isinstance(value, PreTrainedConfig) and id(value) not in seen:
                 seen.add(id(value))
-                yield ".".join(filter(None, (path, name))), value
+                yield dotted(path, name), value
 
 
 def _source_modules(unit: nn.Module) -> list[Any]:

@@ -14,10 +14,11 @@ from peftc.graph import dataflow
 from peftc.graph.branches import choose
 from peftc.trace.feeds import FAILURES
 from peftc.trace.meta import real_copy
+from peftc.trace.products import PRODUCTS
 from peftc.trace.views import View, is_flat
 
 ADDS = (operator.add, operator.iadd, torch.add)
-PRODUCTS = frozenset({"matmul", "bmm", "baddbmm", "einsum", "linear", "__matmul__"})
+MATRICES = PRODUCTS | {"linear"}
 
 
 def operands(node: fx.Node) -> list[fx.Node]:
@@ -58,7 +59,7 @@ def taken_in(view: View, node: fx.Node, attends: Collection[fx.Node] = ()) -> fx
 
 def _mixes_streams(view: View, total: fx.Node, side: fx.Node) -> bool:
     """Whether a side of a sum is a matrix times what the other is made from, (…, streams, width): features stay."""
-    if dataflow.name_of(side) not in PRODUCTS - {"linear", "einsum"} or side.meta["value"][0].dim() < 4:
+    if dataflow.name_of(side) not in PRODUCTS - {"einsum"} or side.meta["value"][0].dim() < 4:
         return False
     before, others = view.flow.reverse(copy=False), [other for other in operands(total) if other is not side]
     return any(side.args[-1] in dataflow.reached(before, other) for other in others)
@@ -90,7 +91,7 @@ def computes(view: View, way: Iterable[fx.Node]) -> bool:
     """Whether a way passes a matrix: a product, or a module that has one."""
     modules = (view.owner(node) for node in way)
     matrices = any(p.dim() > 1 for module in modules if module for p in module.parameters())
-    return matrices or any(dataflow.name_of(n) in PRODUCTS for n in way if n.op in ("call_function", "call_method"))
+    return matrices or any(dataflow.name_of(n) in MATRICES for n in way if n.op in ("call_function", "call_method"))
 
 
 def _adds(view: View, node: fx.Node) -> bool:

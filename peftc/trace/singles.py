@@ -92,9 +92,7 @@ def _projection(
     rows, columns = module.get_parameter("weight").shape
     inputs, outputs = (rows, columns) if transposed else (columns, rows)
     bias = getattr(module, "bias", None) is not None
-    return Projection(
-        name, "", NODE, NODE, inputs, outputs, bias=bias, transposed=transposed, flat=flat, turned=turned, causal=causal
-    )
+    return Projection(name, "", NODE, NODE, inputs, outputs, bias=bias, flat=flat, turned=turned, causal=causal)
 
 
 def _input_embeddings(model: nn.Module) -> nn.Module | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from peftc.graph.sites import dotted
 from peftc.trace.norms import is_norm
 from peftc.trace.observed import Observed
 
@@ -24,7 +25,7 @@ def beside(model: nn.Module, path: str) -> list[str]:
     parent, own = owner.rpartition(".")[0], model.get_submodule(owner)
     lists = [(n, m) for n, m in model.get_submodule(parent).named_children() if isinstance(m, nn.ModuleList)]
     count = next((len(m) for _, m in lists if m is own), None)
-    like = [".".join(filter(None, (parent, n, index))) for n, m in lists if m is not own and len(m) == count]
+    like = [dotted(parent, n, index) for n, m in lists if m is not own and len(m) == count]
     return [other for other in like if any(True for _ in model.get_submodule(other).children())]
 
 
@@ -36,15 +37,11 @@ def _elements(model: nn.Module, path: str) -> list[str]:
     """
     parts = path.split(".")
     parents = [(".".join(parts[:end]), ".".join(parts[: end + 1])) for end in range(len(parts))]
-    kinds = (_is_list, _is_container, _repeats)
+    kinds = (lambda owner, _: isinstance(owner, nn.ModuleList), _is_container, _repeats)
     found = [[own for parent, own in parents if holds(model.get_submodule(parent), own)] for holds in kinds]
     known = [elements for elements in found if elements]
     normed = (elements for elements in known if _has_norm(model.get_submodule(elements[0])))
     return next(normed, next(iter(known), []))
-
-
-def _is_list(owner: nn.Module, element: str) -> bool:
-    return isinstance(owner, nn.ModuleList)
 
 
 def _is_container(owner: nn.Module, element: str) -> bool:
@@ -93,7 +90,7 @@ def _with_others(model: nn.Module, observed: Observed, attending: list[str]) -> 
         module = model.get_submodule(owner)
         known = {type(model.get_submodule(path)) for path in attending if path.rpartition(".")[0] == owner}
         kinds = (nn.Module,) if isinstance(module, nn.ModuleList) else tuple(known)
-        blocks = {".".join(filter(None, (owner, n))): m for n, m in module.named_children() if isinstance(m, kinds)}
+        blocks = {dotted(owner, n): m for n, m in module.named_children() if isinstance(m, kinds)}
         found += [p for p, block in blocks.items() if p in attending or (observed.calls(block) and _is_block(block))]
     return found
 

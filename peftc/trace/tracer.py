@@ -14,6 +14,7 @@ import torch
 from torch import fx, nn
 
 from peftc.graph.branches import SelfReference, assume, attribute, enter, inputs, leave
+from peftc.graph.sites import dotted
 from peftc.trace.absent import absent
 from peftc.trace.constants import axis_read, constant, is_cut, is_none
 from peftc.trace.extras import each_once, reads, wanted
@@ -218,7 +219,7 @@ class Tracer(fx.proxy.TracerBase):
         self, module: nn.Module, name: str, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """A method of one of the unit's modules, between markers: a call after all where it cannot be traced."""
-        path = ".".join(filter(None, (self.paths[module], name)))
+        path = dotted(self.paths[module], name)
         if path in self.known.calls:
             return self._kept(module, name, args, kwargs)
         mark, state = self.create_proxy("call_function", enter, (path, args, kwargs), {}), self.live.state()
@@ -240,7 +241,7 @@ class Tracer(fx.proxy.TracerBase):
         before = held(module)
         result = self.create_proxy("call_method", name, (module, *args), kwargs)
         for owner, set_, value in numbers_set(module, before):
-            source = attribute("self", ".".join(filter(None, (self.paths[owner], set_))))
+            source = attribute(self.paths[owner], set_)
             check = self.assume(f"{source} == {value!r}", True, f"inputs that make {source} other than {value!r}")
             check.meta["key"] = ("assume", source)
         return result

@@ -85,7 +85,6 @@ def projection(view: View, node: fx.Node, way: list[fx.Node]) -> Projection:
     """A linear, or the part of it whose features arrive at the end of a way that starts at it."""
     module = view.called(node)
     assert module is not None
-    assert isinstance(module.weight, torch.Tensor)
     sizes = linear_shape(module, node)
     assert sizes is not None
     held = dataflow.features(way, sizes[1])
@@ -97,9 +96,7 @@ def projection(view: View, node: fx.Node, way: list[fx.Node]) -> Projection:
         name="", module=str(node.target), node=node.name, output=node.name if whole else held.node.name,
         inputs=sizes[0], outputs=len(held.rows), rows=None if whole else held.rows,
         dims=() if whole else held.dims, order=() if whole else held.order, ones=() if whole else held.ones,
-        bias=getattr(module, "bias", None) is not None,
-        transposed=not isinstance(module, nn.Linear) and tuple(module.weight.shape) == sizes, flat=is_flat(node),
-        turned=is_turned(node), again=tuple(again),
+        bias=getattr(module, "bias", None) is not None, flat=is_flat(node), turned=is_turned(node), again=tuple(again),
     )  # fmt: skip
 
 

@@ -19,8 +19,12 @@ Against = frozenset[Hashable]
 
 def decisions(graph: fx.Graph, open_: Callable[[fx.Node], bool]) -> list[Hashable]:
     """The keys of the branches of a trace whose condition the examples leave open."""
-    asked = [n for n in graph.nodes if n.target is assume and isinstance(n.args[0], fx.Node)]
-    return [n.meta["key"] for n in asked if open_(n.args[0])]
+    return [check.meta["key"] for check, asked in _branches(graph) if open_(asked)]
+
+
+def _branches(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """(check, condition) of each branch on something that a node gives."""
+    yield from ((n, n.args[0]) for n in graph.nodes if n.target is assume and isinstance(n.args[0], fx.Node))
 
 
 def asks_kind(condition: fx.Node) -> bool:
@@ -30,8 +34,7 @@ def asks_kind(condition: fx.Node) -> bool:
 
 def flags(graph: fx.Graph) -> list[Hashable]:
     """The keys of the flags that a forward is given and branches on: the examples' calls may all give the same one."""
-    asked = [n.args[0] for n in graph.nodes if n.target is assume and isinstance(n.args[0], fx.Node)]
-    given = [n for n in asked if n.op == "placeholder" and isinstance(n.meta["value"][0], bool)]
+    given = [n for _, n in _branches(graph) if n.op == "placeholder" and isinstance(n.meta["value"][0], bool)]
     return list(dict.fromkeys(n.meta["key"] for n in given))
 
 
@@ -46,8 +49,7 @@ def compared(graph: fx.Graph) -> dict[Hashable, bool]:
 
     All examples may be on one side.
     """
-    asked = [n for n in graph.nodes if n.target is assume and isinstance(n.args[0], fx.Node)]
-    return {n.meta["key"]: bool(n.args[1]) for n in asked if _is_order(n.args[0])}
+    return {check.meta["key"]: bool(check.args[1]) for check, asked in _branches(graph) if _is_order(asked)}
 
 
 def outcomes(graph: fx.Graph) -> dict[Hashable, bool]:

@@ -245,7 +245,7 @@ def unpassed(view: View, node: fx.Node, weights: set[fx.Node]) -> str | None:
     others = [n for n in dataflow.tensors(node) if n not in weights and dataflow.name_of(node) != "type_as"]
     scales = dataflow.name_of(node) in SCALING and not any(_per_key(n, node) for n in others)
     moves = dataflow.is_move(node) and (_is_item(node) or _keeps_last(node))
-    passes = _is_plain(view, node) or scales or moves or _masks(node, weights) or _fills_rows(node, weights)
+    passes = _is_plain(view, node) or scales or moves or _filling(node, weights) is not None
     if node.target is choose or not dataflow.holds_tensor(node) or passes:
         return None
     return f"its weights pass {dataflow.name_of(node)}"
@@ -253,18 +253,16 @@ def unpassed(view: View, node: fx.Node, weights: set[fx.Node]) -> str | None:
 
 def _masks(node: fx.Node, weights: set[fx.Node]) -> bool:
     """Whether a node fills the weights of the keys that a mask names, one entry of it for each key."""
-    if dataflow.name_of(node) not in ("masked_fill", "masked_fill_") or node.args[0] not in weights:
-        return False
-    mask = node.args[1]
-    return isinstance(mask, fx.Node) and mask not in weights and _per_key(mask, node)
+    mask = _filling(node, weights)
+    return mask is not None and _per_key(mask, node)
 
 
-def _fills_rows(node: fx.Node, weights: set[fx.Node]) -> bool:
-    """Whether a node fills all weights of the queries that a mask names."""
+def _filling(node: fx.Node, weights: set[fx.Node]) -> fx.Node | None:
+    """The mask by which a node fills weights: those of some keys, or all of some queries."""
     if dataflow.name_of(node) not in ("masked_fill", "masked_fill_") or node.args[0] not in weights:
-        return False
+        return None
     mask = node.args[1]
-    return isinstance(mask, fx.Node) and mask not in weights and not _per_key(mask, node)
+    return mask if isinstance(mask, fx.Node) and mask not in weights else None
 
 
 def _is_item(node: fx.Node) -> bool:

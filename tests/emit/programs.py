@@ -58,7 +58,7 @@ def written(
     trace = Trace(model, (), (), (), {}, ())
     spec = Spec(name=name, base=Base(config={"model_type": "bert"}), methods=(), seed=7)
     trunks = tuple(
-        PlacedShared("encoder", key, SharedModule(key, call, Cost(0, 0)), ()) for key, call in (shared or {}).items()
+        PlacedShared("encoder", key, SharedModule(call, Cost(0, 0)), ()) for key, call in (shared or {}).items()
     )
     plan = Plan(spec, trace, (), (), trunks, (), (), "plan-by-hand")
     program = Program(plan, tuple(b for b, _ in bodies.values()), trunks, _trained(bodies, shared or {}, train))

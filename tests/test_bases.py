@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-import transformers
 
 from peftc.compiler import planned
 from peftc.errors import PeftcError
@@ -75,4 +74,4 @@ def test_an_index_that_fails_is_the_models_whoever_reads_the_tensor() -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_has_a_class(task: str) -> None:
-    assert auto_class(task) is getattr(transformers, f"AutoModelFor{TASKS[task]}")
+    assert auto_class(task).__name__ == f"AutoModelFor{TASKS[task]}"

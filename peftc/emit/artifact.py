@@ -21,8 +21,9 @@ from peftc.emit.provenance import base_config, config_text, lock_text
 from peftc.emit.statements import forward
 from peftc.errors import PeftcError, Problem
 from peftc.identity import rank
-from peftc.report.render import SPEC, as_json, budget_markdown, budget_record, spec_record
+from peftc.report.render import SPEC, as_json, budget_markdown, budget_record
 from peftc.rewrite.program import Program
+from peftc.spec.written import recorded
 from peftc.trace.autoclasses import auto_classes
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def emit(program: Program, budget: Budget, proof: Proof) -> Artifact:
     files = {
         f"{module}.py": source.text,
         "config.json": config_text(model, autos, module),
-        SPEC: as_json(spec_record(plan.spec)),
+        SPEC: as_json(recorded(plan.spec)),
         "budget.json": as_json(budget_record(budget)),
         "budget.md": budget_markdown(name, budget),
         "README.md": card(plan, module, autos, heading, proof.lines, budget_markdown(name, budget)),

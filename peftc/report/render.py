@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from peftc.spec.layers import ranges
+from peftc.spec.written import recorded
 
 if TYPE_CHECKING:
     from peftc.plan import Plan
     from peftc.report.budget import Budget, Row
-    from peftc.spec.schema import Spec
 
 Json = dict[str, object]
 SPEC = "spec.json"  # the spec within an artifact, presets expanded: what a `verify` compiles again
@@ -78,7 +78,7 @@ def plan_record(plan: Plan, budget: Budget) -> Json:
         "schema": 1,
         "name": plan.spec.name,
         "hash": plan.hash,
-        "spec": spec_record(plan.spec),
+        "spec": recorded(plan.spec),
         "placements": [
             {
                 "entry": p.entry,
@@ -108,20 +108,6 @@ def plan_record(plan: Plan, budget: Budget) -> Json:
 def as_json(record: object) -> str:
     """JSON as every command and artifact has it."""
     return json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-
-
-def spec_record(spec: Spec) -> Json:
-    """The spec with its presets expanded."""
-    limits = {"trained": spec.budget.trained, "stored": spec.budget.stored}
-    return {
-        "name": spec.name,
-        "base": spec.base.model_dump(mode="json", exclude_none=True),
-        "seed": spec.seed,
-        "dtype": spec.dtype,
-        "methods": [{"method": m.method, **m.model_dump(mode="json", exclude_unset=True)} for m in spec.methods],
-        "train": list(spec.train),
-        "budget": {key: str(limit) for key, limit in limits.items() if limit},
-    }
 
 
 def templates(package: str) -> Environment:

@@ -21,11 +21,6 @@ from peftc.spec.complaints import complaints
 from peftc.spec.document import Node, Origin, shown
 from peftc.spec.limits import Limits
 
-if TYPE_CHECKING:
-    Entry = Method
-else:
-    Entry = Annotated[Union[METHODS], Field(discriminator="method")]  # noqa: UP007
-
 TASKS = {
     "audio-classification": "AudioClassification",
     "causal-lm": "CausalLM",
@@ -41,12 +36,15 @@ TASKS = {
     "speech-seq2seq": "SpeechSeq2Seq",
     "text-encoding": "TextEncoding",
     "token-classification": "TokenClassification",
-}
-Task = Literal[
-    "audio-classification", "causal-lm", "image-classification", "image-text-to-text", "masked-lm", "multiple-choice",
-    "next-sentence-prediction", "pretraining", "question-answering", "seq2seq-lm", "sequence-classification",
-    "speech-seq2seq", "text-encoding", "token-classification",
-]  # fmt: skip
+}  # task -> what its Auto class is an AutoModelFor
+
+if TYPE_CHECKING:
+    Entry = Method
+    Task = str
+else:
+    Entry = Annotated[Union[METHODS], Field(discriminator="method")]  # noqa: UP007
+    Task = Literal[tuple(TASKS)]
+
 Text = Annotated[str, Field(min_length=1, max_length=500)]
 Dtype = Literal["float32", "bfloat16", "float16", "base"]
 
@@ -91,11 +89,6 @@ class Base(BaseModel):
         if self.revision is not None and self.model is None:
             raise ValueError("a revision belongs to a model; a config written out has none")
         return self
-
-    @property
-    def auto_class(self) -> str:
-        """The name of the Auto class that the task picks."""
-        return f"AutoModelFor{TASKS[self.task]}" if self.task else "AutoModel"
 
 
 class SpecFile(BaseModel):

@@ -1,10 +1,10 @@
-"""A spec as YAML text again, presets expanded."""
+"""A spec as plain values, and as YAML text again: presets expanded."""
 
 from __future__ import annotations
 
 import json
 import re
-from typing import cast
+from typing import Any
 
 from peftc.spec.document import Plain
 from peftc.spec.schema import Spec
@@ -15,20 +15,28 @@ _WORD = re.compile(r"[A-Za-z][A-Za-z0-9_./-]*")
 _TAKEN = {"true", "false", "null"}
 
 
+def recorded(spec: Spec) -> dict[str, Plain]:
+    """Values that load as the same spec, every entry a method: of its settings only what was said."""
+    limits = {"trained": spec.budget.trained, "stored": spec.budget.stored}
+    return {
+        "name": spec.name,
+        "base": spec.base.model_dump(mode="json", exclude_none=True),
+        "seed": spec.seed,
+        "dtype": spec.dtype,
+        "methods": [{"method": m.method, **m.model_dump(mode="json", exclude_unset=True)} for m in spec.methods],
+        "train": list(spec.train),
+        "budget": {key: str(limit).replace(",", "") for key, limit in limits.items() if limit},
+    }
+
+
 def expanded(spec: Spec) -> str:
-    """YAML that loads as the same spec, every entry a method: only what differs from the defaults is said."""
-    base = cast("Plain", spec.base.model_dump(mode="json", exclude_none=True))
-    lines = [f"name: {spec.name}", *_lines("base", base)]
+    """The same as YAML, for readers."""
+    said: dict[str, Any] = recorded(spec)
+    lines = [f"name: {spec.name}", *_lines("base", said["base"])]
     lines += [f"seed: {spec.seed}", f"dtype: {spec.dtype}", "methods:" if spec.methods else "methods: []"]
-    for method in spec.methods:
-        settings = {"method": method.method, **method.model_dump(mode="json", exclude_unset=True)}
+    for settings in said["methods"]:
         lines += [f"{'  - ' if key == 'method' else '    '}{key}: {_value(value)}" for key, value in settings.items()]
-    if spec.train:
-        lines.append(f"train: {_value(list(spec.train))}")
-    ceilings = {"trained": spec.budget.trained, "stored": spec.budget.stored}
-    limits: Plain = {key: str(limit).replace(",", "") for key, limit in ceilings.items() if limit}
-    if limits:
-        lines.append(f"budget: {_value(limits)}")
+    lines += [f"{key}: {_value(said[key])}" for key in ("train", "budget") if said[key]]
     return "\n".join(lines) + "\n"
 
 

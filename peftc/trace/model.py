@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import transformers
@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from peftc.errors import PeftcError
+from peftc.spec.schema import TASKS, Base
 
 LARGEST = {"num_hidden_layers": 1000, "hidden_size": 2**17, "intermediate_size": 2**20}
 FEW = {"num_hidden_layers": 1, "vocab_size": 100}
@@ -21,9 +22,6 @@ UNBUILT = (
     ValueError,
 )  # fmt: skip
 UNREAD = (AttributeError, OSError, KeyError, StrictDataclassError, TypeError, ValueError)
-
-if TYPE_CHECKING:
-    from peftc.spec.schema import Base
 
 
 def build(base: Base) -> PreTrainedModel:
@@ -51,12 +49,7 @@ def auto_class(task: str | None) -> Any:
     """The Auto class of a task: `causal-lm` is AutoModelForCausalLM; AutoModel without one."""
     if task is None:
         return transformers.AutoModel
-    spelled = {"lm": "LM", "seq2seq": "Seq2Seq", "pretraining": "PreTraining"}
-    name = "".join(spelled.get(word, word.capitalize()) for word in task.split("-"))
-    found = getattr(transformers, f"AutoModelFor{name}", None)
-    if found is None:
-        raise PeftcError(f"transformers has no AutoModelFor{name} for the task {task!r}")
-    return found
+    return getattr(transformers, f"AutoModelFor{TASKS[task]}")
 
 
 def skeleton(model: nn.Module) -> nn.Module:

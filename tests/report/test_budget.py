@@ -13,10 +13,11 @@ from peftc.graph.sites import Parameter
 from peftc.plan import resolve
 from peftc.report.budget import Budget, budget
 from peftc.report.patterns import compress
-from peftc.report.render import as_json, budget_markdown, budget_record, spec_record
+from peftc.report.render import as_json, budget_markdown, budget_record
 from peftc.report.text import budget_text, plan_text
 from peftc.spec.layers import ranges
 from peftc.spec.load import load, loads
+from peftc.spec.written import recorded
 from tests.report.paper import bert
 from tests.report.test_counts import APL, PREFIX, counted
 
@@ -130,10 +131,14 @@ def test_no_percentage_of_nothing() -> None:
 @pytest.mark.parametrize("path", sorted(SPECS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_expanded_spec_is_a_spec_of_the_same_plan(path: Path) -> None:
     written = load(path)
-    again = loads(as_json(spec_record(written)))
-    assert spec_record(again) == spec_record(written)
-    assert again.methods == written.methods
-    assert again.base == written.base
+    again = loads(as_json(recorded(written)))
+    assert recorded(again) == recorded(written)
+    assert (again.methods, again.base) == (written.methods, written.base)
+
+
+def test_a_limit_in_thousands_is_written_as_a_spec_reads_it() -> None:
+    written = loads("name: x\nbase: {model: m}\nmethods: []\nbudget: {trained: '< 1_000_000'}\n")
+    assert loads(as_json(recorded(written))).budget == written.budget
 
 
 def test_runs() -> None:

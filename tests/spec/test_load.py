@@ -77,7 +77,7 @@ def test_good() -> None:
     assert spec.methods[1].model_dump()["dropout"] == 0.001
     assert spec.methods[5].model_dump()["length"] == 4
     assert spec.train == ("classifier",)
-    assert spec.base.auto_class == "AutoModelForSequenceClassification"
+    assert spec.base.task == "sequence-classification"
 
 
 def test_places() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
+from typing import Any
 
 from peftc.graph.sites import Attention, Projection, Sublayer
 from peftc.selectors import Entry, Spot
@@ -70,21 +71,27 @@ def _check_layer_gate(entry: Entry, spots: Sequence[Spot]) -> None:
     gate = entry.method.gate
     if gate is None or gate.scope != "layer" or gate.kind == "central":
         return
-    layers = [[(entry, spot) for spot in group] for _, group in groupby(_by_layer(spots), key=_layer_key)]
-    for members in (own for layer in layers for own in _each_attention(layer)):
-        fault = _differing(entry, [spot for _, spot in members], reads=bool(gate.reads))
-        if fault:
-            hint = f"gate: {{kind: {gate.kind}, scope: site}}"
-            entry.refuse_once(f"one gate per layer cannot serve {fault}", "gate", hint=hint)
+    for members in _by_gate([(entry, spot) for spot in spots]):
+        if fault := _differing(members, reads=bool(gate.reads)):
+            (_, one), (_, other), why = fault
+            message = f"one gate per layer cannot serve {one.site.name!r} and {other.site.name!r}: {why}"
+            entry.refuse_once(message, "gate", hint=f"gate: {{kind: {gate.kind}, scope: site}}")
 
 
-def _each_attention(members: Sequence[Member]) -> list[list[Member]]:
+def _by_gate(members: Sequence[Member]) -> list[list[Member]]:
+    """The members that each gate of a layer serves: all of them, or those of one of its attentions."""
+    return [own for layer in _grouped(members, _layer_key) for own in _each_attention(layer)]
+
+
+def _each_attention(members: list[Member]) -> list[list[Member]]:
     """A layer's members, or those of each unit where it has several attentions: each has a gate of its own."""
     named = {(entry.index, spot.site.name) for entry, spot in members}
-    if len(named) == len(members):
-        return [list(members)]
-    ordered = sorted(members, key=lambda member: member[1].path)
-    return [list(group) for _, group in groupby(ordered, key=lambda member: member[1].path)]
+    return [members] if len(named) == len(members) else _grouped(members, lambda spot: spot.path)
+
+
+def _grouped(members: Sequence[Member], key: Callable[[Spot], Any]) -> list[list[Member]]:
+    ordered = sorted(members, key=lambda member: key(member[1]))
+    return [list(group) for _, group in groupby(ordered, key=lambda member: key(member[1]))]
 
 
 def _check_central(entries: Sequence[tuple[Entry, tuple[Spot, ...]]]) -> None:
@@ -94,9 +101,7 @@ def _check_central(entries: Sequence[tuple[Entry, tuple[Spot, ...]]]) -> None:
         if gate and gate.kind == "central" and gate.shared and not entry.selective:
             shared.setdefault(gate.shared, []).extend((entry, spot) for spot in spots)
     for name, members in shared.items():
-        ordered = sorted(members, key=lambda m: _layer_key(m[1]))
-        whole = [list(group) for _, group in groupby(ordered, key=lambda m: _layer_key(m[1]))]
-        layers = [own for layer in whole for own in _each_attention(layer)]
+        layers = _by_gate(members)
         for layer in layers:
             _check_alone(name, layer)
         _check_inputs(name, layers)
@@ -115,31 +120,21 @@ def _check_alone(name: str, members: Sequence[Member]) -> None:
 def _check_inputs(name: str, layers: Sequence[Sequence[Member]]) -> None:
     """One softmax, in one layer: in one unit, reading one tensor.  The first layer's fault speaks for all."""
     for members in layers:
-        fault = _differing_members(members)
-        if fault:
+        if fault := _differing(members, reads=True):
+            first, other, why = fault
+            layer = other[1].layer
+            where = f"layer {layer.index} of the {layer.tower}" if layer else other[1].path
+            both = f"{_member(*first)} and {_member(*other)} in {where}"
             hint = "it joins what reads one tensor: lora on q and v, and a prefix; or parallel adapters"
-            members[-1][0].refuse(f"the central gate {name!r} cannot serve {fault}", "gate", hint=hint)
+            members[-1][0].refuse(f"the central gate {name!r} cannot serve {both}: {why}", "gate", hint=hint)
             return
 
 
-def _differing(entry: Entry, spots: Sequence[Spot], *, reads: bool = True) -> str | None:
-    """Two sites that one gate cannot serve, and why; None where it can serve all.  `reads`: the gate has an input."""
-    for spot in spots[1:]:
-        why = _difference((entry, spots[0]), (entry, spot), reads)
-        if why:
-            return f"{spots[0].site.name!r} and {spot.site.name!r}: {why}"
-    return None
-
-
-def _differing_members(members: Sequence[Member]) -> str | None:
-    """The same of a central gate, whose members are told apart by their methods, units and layer."""
-    entry, first = members[0]
-    for other, spot in members[1:]:
-        why = _difference((entry, first), (other, spot), True)
-        if why:
-            where = f"layer {spot.layer.index} of the {spot.layer.tower}" if spot.layer else spot.path
-            return f"{_member(entry, first)} and {_member(other, spot)} in {where}: {why}"
-    return None
+def _differing(members: Sequence[Member], *, reads: bool) -> tuple[Member, Member, str] | None:
+    """Two members that one gate cannot serve, and why; None where it can serve all.  `reads`: the gate has an input."""
+    first, *others = members
+    faults = ((first, other, why) for other in others if (why := _difference(first, other, reads)))
+    return next(faults, None)
 
 
 def _member(entry: Entry, spot: Spot) -> str:
@@ -187,10 +182,6 @@ def _check_twice(entries: Sequence[tuple[Entry, tuple[Spot, ...]]]) -> None:
                 message = f"{entry.method.method} stands on {spot.site.name!r} already, by an entry before{where}"
                 hint = "give them different layers, or say again: true where it is meant"
                 entry.refuse_once(message, *spot.word, hint=hint)
-
-
-def _by_layer(spots: Iterable[Spot]) -> list[Spot]:
-    return sorted(spots, key=_layer_key)
 
 
 def _layer_key(spot: Spot) -> tuple[str, int, str]:

@@ -210,7 +210,7 @@ def _notes(spec: Spec) -> tuple[str, ...]:
 
 
 def _no_layers(trace: Trace) -> Iterator[str]:
-    """The repeated blocks in which no attention was found, for nothing runs them perhaps: no layers, without sites."""
+    """A note for each list of blocks without attention, which perhaps nothing runs: no layers, and without sites."""
     taken = [path for layer in trace.layers for path in layer.paths]
     for name, module in trace.model.named_modules():
         if not isinstance(module, nn.ModuleList) or any(within(name, path) for path in taken):

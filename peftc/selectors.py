@@ -132,7 +132,7 @@ class Entry:
         return found
 
     def _left_out(self, name: str, lacking: Sequence[Layer], having: Collection[str]) -> list[Layer]:
-        """Those that lack all that a site is part of, in a tower that has it elsewhere: they are noted."""
+        """The layers without any attention, or feed-forward, where others of the tower have one; they are noted."""
         without = [layer for layer in lacking if layer.tower in having and _lacks_part(layer, name, self.trace)]
         for tower in dict.fromkeys(layer.tower for layer in without):
             where = f"{numbered([layer for layer in without if layer.tower == tower])} of the {tower}"

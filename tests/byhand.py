@@ -86,9 +86,7 @@ def _attention_sites(bias: bool, causal: bool, mask: str | None) -> tuple[Site, 
         for name, module in (("q", "query"), ("k", "key"), ("v", "value"))
     ]
     widths = (WIDTH, WIDTH, WIDTH)
-    return *projections, Attention(
-        "attention", "attend", "key", "value", mask, "x", *widths, hides=causal, causal=causal, mask=mask
-    )
+    return *projections, Attention("attention", "attend", "key", "x", *widths, hides=causal, causal=causal, mask=mask)
 
 
 def _block_sites(bias: bool, causal: bool, mask: str | None) -> tuple[Site, ...]:

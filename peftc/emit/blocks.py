@@ -33,7 +33,7 @@ class Statement:
 class Branch:
     """An `if`: its condition, both bodies, and the nodes that choose between their values.
 
-    Where a body has ended, at an index of its own, the chosen values get the names of the choices.
+    `ends` are the indices behind the two bodies, where the chosen values get the names of the choices.
     """
 
     condition: str | fx.Node

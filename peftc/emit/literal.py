@@ -19,35 +19,35 @@ def quoted(text: str) -> str:
     return '"' + inner.replace("\\'", "'").replace('"', '\\"') + '"'
 
 
-def literal(value: object, indent: int = 0, used: int = 0, raw: bool = False) -> str:
+def literal(value: object, indent: int = 0, used: int = 0) -> str:
     """A value on one line where it fits after `used` columns, else one item a line, with a trailing comma."""
-    flat = _flat(value, raw)
+    flat = _flat(value)
     if not isinstance(value, Mapping | tuple | list) or not value or len(flat) + indent + used <= WIDTH:
         return flat
     inner, pad = indent + 4, " " * (indent + 4)
     opening, closing = "{}" if isinstance(value, Mapping) else "()" if isinstance(value, tuple) else "[]"
     if isinstance(value, Mapping):
-        rows = [_entry(key, item, inner, raw) for key, item in value.items()]
+        rows = [_entry(key, item, inner) for key, item in value.items()]
     else:
-        rows = [literal(item, inner, 1, raw) for item in value]
+        rows = [literal(item, inner, 1) for item in value]
     return "\n".join([opening, *(f"{pad}{row}," for row in rows), " " * indent + closing])
 
 
-def _entry(key: object, item: object, indent: int, raw: bool) -> str:
-    head = _flat(key, False) + ": "
-    return head + literal(item, indent, len(head) + 1, raw)
+def _entry(key: object, item: object, indent: int) -> str:
+    head = _flat(key) + ": "
+    return head + literal(item, indent, len(head) + 1)
 
 
-def _flat(value: object, raw: bool) -> str:
+def _flat(value: object) -> str:
     if isinstance(value, str):
-        return value if raw else quoted(value)
+        return quoted(value)
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_flat(k, False)}: {_flat(v, raw)}" for k, v in value.items()) + "}"
+        return "{" + ", ".join(f"{_flat(k)}: {_flat(v)}" for k, v in value.items()) + "}"
     if isinstance(value, tuple):
-        items = [_flat(item, raw) for item in value]
+        items = [_flat(item) for item in value]
         return f"({items[0]},)" if len(items) == 1 else f"({', '.join(items)})"
     if isinstance(value, list):
-        return "[" + ", ".join(_flat(item, raw) for item in value) + "]"
+        return "[" + ", ".join(_flat(item) for item in value) + "]"
     if isinstance(value, float) and not isfinite(value):
         return f'float("{value}")'
     return repr(value)

@@ -13,7 +13,7 @@ from peftc.graph.branches import choose
 
 @dataclass(frozen=True)
 class Span:
-    """Indices of statements between which a name is taken, for all but the values that it stands for."""
+    """Indices of statements between which a name is taken; the values in `but` may share it."""
 
     start: int
     end: int
@@ -44,9 +44,9 @@ class Lives:
                 yield Span(end, end + 1, frozenset({value} if isinstance(value, fx.Node) else ()))
 
     def _parts(self, made: int, used: int, sides: Mapping[str | fx.Node, bool]) -> Iterator[Span]:
-        """The way from one index to another, without the sides of branches that it passes by.
+        """The indices from where a value is made to where it is used, without sides of branches where it is not needed.
 
-        Those are the side before the one where it ends, and any that is not run where the value is made.
+        Those are the side before the one where it is used, and a side that is not run where the value is made.
         """
         start = made
         for branch in self._branches:

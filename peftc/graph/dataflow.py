@@ -210,7 +210,7 @@ def features(way: list[fx.Node], width: int) -> Features | None:
     held: dict[fx.Node, Any] = {head: torch.arange(math.prod(shape)).view(shape)}
     for node in way[1:]:
         if is_move(node) and node.args[0] in held:
-            held[node] = moved(node, held)
+            held[node] = recomputed(node, held)
     tensors = {node: places for node, places in held.items() if isinstance(places, torch.Tensor)}
     read = {n for node in way if node not in held for n in sources(node)}
     final = set[int]().union(*(_arrived(p, width) for n, p in tensors.items() if n in read or n is end))
@@ -251,8 +251,8 @@ def _varying_axis(coordinate: torch.Tensor) -> int:
     return next(a for a in range(coordinate.dim()) if coordinate.shape[a] > 1 and bool(coordinate.diff(dim=a).any()))
 
 
-def moved(node: fx.Node, held: Mapping[fx.Node, Any]) -> Any:
-    """What a move makes of other values than the example's."""
+def recomputed(node: fx.Node, held: Mapping[fx.Node, Any]) -> Any:
+    """What a function or a method makes of these values; what is not `held` is as in the first example."""
 
     def value(n: fx.Node) -> Any:
         return held[n] if n in held else n.meta["value"][0]

@@ -108,7 +108,7 @@ class Windowed:
 
 @dataclass(frozen=True)
 class Attention:
-    """One attention's keys and values: `node` is the call, whose arguments include `key`, `value` and `mask_value`.
+    """One attention's keys and values: `node` is the call, of whose arguments `key` is one.
 
     key: (batch, heads, length, key_width / heads).  `input` is the attention's input x, of width `width`.
     `written`: it is no one call but products around a softmax, of which `node` is the last; a sentence says why
@@ -119,8 +119,6 @@ class Attention:
     name: str
     node: str
     key: str
-    value: str
-    mask_value: str | None
     input: str
     width: int
     key_width: int

@@ -1,4 +1,4 @@
-"""Linear maps of a unit that may go a way which its trace lacks: units of their own, which stand on that way too."""
+"""Units that may be told to go a way which has no trace: their linear maps become units, which work on that way too."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Instance = tuple[str, Unit]
 
 @dataclass(frozen=True, eq=False)
 class Apart:
-    """Parts the units of a model that does something else on other numbers, which it hands down as flags."""
+    """Parts the units of a model that asks numbers which way to go, and hands the answer down as flags."""
 
     model: nn.Module
     observed: Observed

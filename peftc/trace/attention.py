@@ -50,10 +50,11 @@ class AttentionCall:
 
 
 def attention_calls(view: View) -> list[AttentionCall]:
-    """Every call of the attention interface or of torch's own attention; else every softmax between two products.
+    """The attentions of a graph: its calls of the attention interface and of torch's own attention.
 
-    Else every function of the model's own whose parameters are named query, key and value.  Beside calls, those
-    products count that stand in other branches.
+    Without such a call: each softmax between two products; without one, each call of a function of the model's own
+    whose parameters are named query, key and value.  Where all calls stand in a branch, products in the other branch
+    count too.
     """
     whole = _whole_calls(view)
     if whole:
@@ -99,7 +100,7 @@ def _depends(node: fx.Node, states: list[fx.Node]) -> bool:
     """Whether what a call returns has a gradient by each of these: a model may do without its kernel here."""
     leaves = {state: state.meta["value"][0].detach().clone().requires_grad_() for state in states}
     with torch.enable_grad():
-        result = next(tensors_in(dataflow.moved(node, leaves)), None)
+        result = next(tensors_in(dataflow.recomputed(node, leaves)), None)
     if result is None or not result.requires_grad:
         return False
     return all(g is not None for g in torch.autograd.grad(result.sum(), list(leaves.values()), allow_unused=True))
@@ -150,9 +151,11 @@ def _may_be_true(flag: Any) -> bool:
 
 
 def attention_sites(view: View) -> list[Site]:
-    """q, k, v, (o) and the attention itself; `cross.` where keys come from elsewhere; of several, the widest one's.
+    """The sites of an attention: q, k, v, o where there is one, and the attention itself.
 
-    Those in other branches are that one too.  Of a cross-attention k and v read what is whole before the first query.
+    They are named `cross.…` where the keys come from another sequence.  Of several attentions the widest one counts;
+    those that stand in other branches of the forward are the same site.  Of a cross-attention k and v read what is whole
+    before the first query.
     """
     found: dict[str, list[tuple[AttentionCall, list[Site]]]] = {}
     for call in attention_calls(view):
@@ -181,6 +184,7 @@ def _is_head(view: View, sites: list[Site], others: list[Site]) -> bool:
 
 
 def _with(attention: Attention, parts: list[Site], others: list[list[Site]]) -> Attention:
+    """The attention with what it is in other branches; `written` says why where they cannot be changed together."""
     same: list[Attention] = []
     for *own, other in others:
         assert isinstance(other, Attention)
@@ -249,8 +253,7 @@ def _attention(view: View, call: AttentionCall, x: fx.Node, cross: str) -> Atten
         key, value_width = call.key.meta["value"][0].shape, call.value.meta["value"][0].shape[-1]
         heads, key_width = key[1] if len(key) == 4 else 1, key[-1]
     return Attention(
-        name=f"{cross}attention", node=call.node.name, key=call.key.name, value=call.value.name,
-        mask_value=call.mask.name if call.mask is not None else None, input=x.name, width=width_of(x),
+        name=f"{cross}attention", node=call.node.name, key=call.key.name, input=x.name, width=width_of(x),
         key_width=heads * key_width, value_width=heads * value_width, written=written, hides=hides,
     )  # fmt: skip
 

@@ -82,9 +82,9 @@ def with_output(view: View, own: list[Site]) -> list[Site]:
 
 
 def other_sites(view: View, kept: frozenset[str]) -> list[Site]:
-    """The feed-forward of a block that does not attend, beside what mixes positions by way of a cache.
+    """The feed-forward of a block that does not attend, in a model of which others do; what uses a cache is none.
 
-    Without a cache only a pair of projections shows that it is one.
+    In a block without a cache, only projections up and down show that it is a feed-forward.
     """
     mixes = mixing(view, kept)
     found = _feed_forward(view, {node.name for node in view.linears() if node in mixes}, mixes)

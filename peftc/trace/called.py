@@ -19,6 +19,7 @@ from peftc.trace.inputs import SCENARIOS
 from peftc.trace.meta import patched
 from peftc.trace.nested import tensors_in
 from peftc.trace.observed import Observed
+from peftc.trace.source import said
 from peftc.trace.state import unchanged
 
 DESCRIBES = frozenset({"device", "dim", "dtype", "ndim", "shape", "size"})
@@ -56,7 +57,7 @@ def called(model: nn.Module, observed: Observed) -> Called:
         try:
             _run(run, observed, notes)
         except FAILURES as refusal:
-            failed |= dict.fromkeys(run.modules(), " ".join(str(refusal).split()))
+            failed |= dict.fromkeys(run.modules(), said(refusal))
     return Called(notes.calls, notes.readers, failed)
 
 

@@ -25,10 +25,10 @@ LooksBack = Callable[[str], bool]
 
 
 def looking_back(model: nn.Module, observed: Observed, loaded: Loaded) -> LooksBack:
-    """Whether the module at a path never looks ahead: it runs on what comes next alone, or a run shows it.
+    """Whether the module at a path never looks ahead: it gets new positions alone, beside a cache, or a run shows it.
 
-    `loaded` gives the model, or one that was run by itself, with numbers in it.  Where that lacks the path, as a model
-    with fewer layers does, those of other numbers say it; else all of it.
+    `loaded` gives the model, or the one in it that was run by itself, with weights.  Where that has fewer layers and
+    lacks the path, the same place in its other layers answers; where it has no such place, all of its modules do.
     """
     answers = cache(lambda root: causal_paths(loaded(root)))
 
@@ -45,11 +45,10 @@ def looking_back(model: nn.Module, observed: Observed, loaded: Loaded) -> LooksB
 
 @torch.no_grad()
 def causal_paths(model: nn.Module) -> Mapping[str, bool]:
-    """path -> whether what a loaded model makes of earlier positions stays, whatever comes last.
+    """path -> whether a module of a loaded model makes the same of earlier positions, whatever the last id is.
 
-    Every module that makes something of positions is there, with what is true of all that the same ids reach; of a
-    model with an encoder and a decoder each is asked by its own.  Nothing is, where the model reads no ids; all is
-    causal, where it does not run so: nothing may look ahead there.
+    A module has the answer of all modules that the same ids reach; an encoder and its decoder are asked by ids of their
+    own.  Empty where the model reads no ids.  Where it does not run, all counts as causal: then nothing may look ahead.
     """
     if next(model.parameters()).device.type == "meta":
         return {}
@@ -70,9 +69,9 @@ def _asked(model: nn.Module, reads: Feed) -> dict[nn.Module, bool]:
 
 
 def _run(model: nn.Module, reads: Feed, length: int, first: int) -> dict[nn.Module, bool] | None:
-    """Of every module that ids reach, the decoder's first, whether all that these reach looks back alone.
+    """module -> whether all that the same ids reach look back alone; a decoder's own ids come before its encoder's.
 
-    None where the model does not run so.
+    None where the model does not run on ids of this length.
     """
     device, found = next(model.parameters()).device, dict[nn.Module, bool]()
     given = reads.made(Point(2, length, 0, length), device, mask=False)

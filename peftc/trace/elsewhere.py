@@ -28,10 +28,7 @@ ODD_PAIRS: tuple[Pair, ...] = tuple(tuple(replace(point, beyond=more) for point 
 
 @dataclass(frozen=True, eq=False)
 class Elsewhere:
-    """A model that reads ids on fewer of them, and on many more; or that sees, on further pictures.
-
-    Each run is made once.
-    """
+    """The calls of a model at other sizes: on few ids and on many, or on other pictures.  Each run is made once."""
 
     model: nn.Module
     observed: Observed

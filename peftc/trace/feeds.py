@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from peftc.trace.meta import shapes_only, values_as_zeros
+from peftc.trace.meta import shapes_only, values_as
 from peftc.trace.pictures import sees, shapes
 
 # of a base's own forward, on inputs that it may not take
@@ -141,7 +141,7 @@ def _runs(model: nn.Module, candidate: Feed) -> bool:
 
 def _run(model: nn.Module, candidate: Feed, point: Point, mask: bool) -> None:
     given = whole(model, candidate, point, next(model.parameters()).device, mask)
-    with torch.no_grad(), shapes_only(), values_as_zeros():
+    with torch.no_grad(), shapes_only(), values_as(0):
         model(**given)
 
 

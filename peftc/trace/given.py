@@ -72,7 +72,7 @@ def _kind(parameter: inspect.Parameter) -> str:
 
 
 def with_added_masks(call: Call) -> Call | None:
-    """The call with floats where it gives masks of booleans; None where it gives none."""
+    """The call with its masks of booleans as floats, which a forward adds to the scores; None where it gives none."""
     named = [{name: _added(value) for name, value in recorded.named.items()} for recorded in call]
     same = all(given[name] is value for given, r in zip(named, call, strict=True) for name, value in r.named.items())
     return None if same else tuple(replace(r, named=given) for r, given in zip(call, named, strict=True))

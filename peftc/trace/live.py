@@ -18,7 +18,7 @@ Held = dict[fx.Node, Point]
 
 
 class Live:
-    """The nodes of one trace whose values are such objects, or hold some: parts of one are the very parts of it."""
+    """The nodes of one trace whose values are such objects or hold some; a value that is part of another stays so."""
 
     def __init__(self) -> None:
         self.nodes: list[fx.Node] = []

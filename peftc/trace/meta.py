@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -54,7 +54,7 @@ def shapes_only() -> Iterator[None]:
 
 
 class SingleNumbers(TorchFunctionMode):
-    """A tensor that a forward makes of one number, naming no device, holds it: it is none of the meta device's."""
+    """Keeps `torch.tensor(number)` that names no device on the CPU, so that it has its value."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = dict(kwargs or {})
@@ -64,7 +64,7 @@ class SingleNumbers(TorchFunctionMode):
 
 @contextmanager
 def values_as(number: int) -> Iterator[None]:
-    """A number that is read out of a meta tensor is this one; all is nonzero.
+    """A number that is read out of a meta tensor is this one, zero as the ids of the examples are; all is nonzero.
 
     Only where nothing is traced: a number that a trace reads would become a constant.
     """
@@ -75,11 +75,6 @@ def values_as(number: int) -> Iterator[None]:
             stack.enter_context(patched(torch.Tensor, name, _read(name, number)))
         stack.enter_context(patched(torch.Tensor, "__getitem__", _item(number)))
         yield
-
-
-def values_as_zeros() -> AbstractContextManager[None]:
-    """A number that is read out of a meta tensor is zero, as the ids of the examples are."""
-    return values_as(0)
 
 
 @contextmanager

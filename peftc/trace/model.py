@@ -14,6 +14,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from peftc.errors import PeftcError
 from peftc.spec.schema import TASKS, Base
+from peftc.trace.source import said
 
 LARGEST = {"num_hidden_layers": 1000, "hidden_size": 2**17, "intermediate_size": 2**20}
 FEW = {"num_hidden_layers": 1, "vocab_size": 100}
@@ -112,6 +113,6 @@ def _on_meta(build: Callable[[], PreTrainedModel]) -> PreTrainedModel:
 
 def _said(error: Exception) -> str:
     """What transformers says, on one line and without its lists of hundreds of names."""
-    text = " ".join(str(error).split())
+    text = said(error)
     text = f"{type(error).__name__} {text}" if isinstance(error, LookupError | AttributeError) else text
     return text if len(text) <= 300 else f"{text[:300]}…"

@@ -73,7 +73,7 @@ def _is_one(source: fx.Node, way: Sequence[fx.Node]) -> bool:
     def compute(x: torch.Tensor) -> object:
         held: dict[fx.Node, object] = {source: x, **weights}
         for node in way:
-            held[node] = dataflow.moved(node, held)
+            held[node] = dataflow.recomputed(node, held)
         return held[way[-1]]
 
     return _normalises(compute, made.shape[-1])

@@ -18,6 +18,7 @@ from peftc.trace.nested import tensors_in
 from peftc.trace.pictures import USUAL, sees
 from peftc.trace.remembered import signature
 from peftc.trace.repeats import Twins, twins
+from peftc.trace.source import said
 from peftc.trace.submodels import apart
 
 LONGEST = max(point.length + point.past for point in POINTS)
@@ -101,10 +102,10 @@ def _recorded(model: nn.Module, scenario: Scenario, point: Point, alike: Twins) 
     except FAILURES as error:
         if _is_own(error):
             raise
-        said = f"{type(model).__name__} fails on example inputs: {type(error).__name__}: {' '.join(str(error).split())}"
+        what = f"{type(model).__name__} fails on example inputs: {type(error).__name__}: {said(error)}"
         pictures = f", or on pictures of its config's image_size, {USUAL} without one" if sees(model) else ""
         hint = f"peftc runs the base on a few inputs, of up to {LONGEST} positions{pictures}: its sizes must allow that"
-        raise PeftcError(Problem(said, hint=hint)) from error
+        raise PeftcError(Problem(what, hint=hint)) from error
 
 
 def _is_own(error: BaseException) -> bool:

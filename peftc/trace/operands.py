@@ -56,7 +56,7 @@ def _examples_apart(operand: fx.Node, batch: tuple[int, ...]) -> bool:
         return False
     held = {way[0]: torch.arange(batch[0]).view(-1, 1, 1, 1).expand(shape).contiguous()}
     for before, node in itertools.pairwise(way):
-        held[node] = dataflow.moved(node, held) if dataflow.is_move(node) else held[before]
+        held[node] = dataflow.recomputed(node, held) if dataflow.is_move(node) else held[before]
     examples = held[operand]
     wanted = torch.arange(examples.shape[0]) // (examples.shape[0] // batch[0])
     return bool((examples == wanted[:, None, None]).all())

@@ -13,7 +13,7 @@ from torch import nn
 from peftc.graph.sites import Layer
 from peftc.trace.feeds import FAILURES, POINTS, feed
 from peftc.trace.inputs import SCENARIOS, inputs
-from peftc.trace.meta import calls_answered, shapes_only, values_as_zeros
+from peftc.trace.meta import calls_answered, shapes_only, values_as
 from peftc.trace.nested import tensors_in
 
 
@@ -33,7 +33,7 @@ def reached(model: nn.Module, submodels: Sequence[str] = ()) -> set[nn.Parameter
 
 
 def unreached(model: nn.Module, layers: Sequence[Layer], reached: Set[nn.Parameter]) -> dict[str, str]:
-    """The layers of towers that no gradient reaches: what runs without one, as to cut the input in pieces."""
+    """path -> why, of the layers of towers that no gradient reaches, as one that cuts the input in pieces."""
     trained = {layer.tower for layer in layers if reaches(model, layer, reached)}
     return {layer.path: "no gradient reaches it" for layer in layers if layer.tower not in trained}
 
@@ -79,7 +79,7 @@ def _reached(
 def _answer(model: nn.Module, way: Callable[..., Any]) -> Any:
     """What a function makes of a model's inputs."""
     given = inputs(model, SCENARIOS[0], POINTS[0], nullcontext)
-    with torch.enable_grad(), shapes_only(), values_as_zeros(), calls_answered():
+    with torch.enable_grad(), shapes_only(), values_as(0), calls_answered():
         return way(**given or {})
 
 

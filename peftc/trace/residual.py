@@ -32,7 +32,7 @@ def adds_streams(view: View, node: fx.Node) -> bool:
 
 
 def joins(view: View, node: fx.Node, attends: set[fx.Node]) -> bool:
-    """Whether a sum takes a sublayer's output in: into the residual, or next to an attention's, not parts of one.
+    """Whether a sum adds a sublayer's output to the residual, or to an attention's; not two parts of one sublayer.
 
     Where batch and length are one axis it has to be the residual itself.
     """
@@ -46,9 +46,9 @@ def joins(view: View, node: fx.Node, attends: set[fx.Node]) -> bool:
 
 
 def taken_in(view: View, node: fx.Node, attends: Collection[fx.Node] = ()) -> fx.Node | None:
-    """The side of a residual sum that was computed from the other one, or from what the other is but for a scale.
+    """The side of a residual sum that was computed from the other one, or from what that is but for a scale; else None.
 
-    Where an attention joined the stream from the same input before, it is the side that no attention made.
+    Where both sides were computed, as beside an attention of the same input, it is the one that no attention made.
     """
     ways = _ways(view, node) if _adds(view, node) else []
     made = [way for way in ways if computes(view, way) and not _mixes_streams(view, node, way[-1])]
@@ -58,7 +58,7 @@ def taken_in(view: View, node: fx.Node, attends: Collection[fx.Node] = ()) -> fx
 
 
 def _mixes_streams(view: View, total: fx.Node, side: fx.Node) -> bool:
-    """Whether a side of a sum is a matrix times what the other is made from, (…, streams, width): features stay."""
+    """Whether a side only mixes streams: a matrix times what the other side is made from, (…, streams, width)."""
     if dataflow.name_of(side) not in PRODUCTS - {"einsum"} or side.meta["value"][0].dim() < 4:
         return False
     before, others = view.flow.reverse(copy=False), [other for other in operands(total) if other is not side]
@@ -126,7 +126,7 @@ def _mixes(view: View, node: fx.Node) -> bool:
 def _of(view: View, node: fx.Node, held: Mapping[fx.Node, torch.Tensor]) -> Any:
     """What a node makes of other numbers: a function of the model's own, or a copy of a module of vectors alone."""
     if isinstance(node.target, FunctionType) and node.target is not choose:
-        return _ran(lambda: dataflow.moved(node, held))
+        return _ran(lambda: dataflow.recomputed(node, held))
     module = view.called(node)
     if module is None or node.kwargs or any(module.children()) or any(p.dim() > 1 for p in module.parameters()):
         return None

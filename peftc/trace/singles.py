@@ -23,10 +23,10 @@ Single = Projection | Embedding
 def singles(
     model: nn.Module, layers: Sequence[Layer], observed: Observed, looks_back: LooksBack
 ) -> tuple[Instances, Mapping[str, str]]:
-    """Those outside every layer, then those inside; path -> why, of those that cannot be changed.
+    """The units outside every layer, then those inside; path -> why, of the modules that cannot be changed.
 
-    An embedding outside is a place whoever else reads its weight, as a head that is tied to it does.  So is what no
-    example reaches outside, as what projects the pictures of a model that was given none.
+    Outside the layers an embedding is a place even where something else reads its weight, as a tied head does; so is
+    a module that no example reaches, as the projection of pictures in a model that was given none.
     """
     owners = {name: around(layers, name) for name in _alone(model, layers)}
     modules = {name: model.get_submodule(name) for name in owners}

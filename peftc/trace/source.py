@@ -28,11 +28,16 @@ def expression(code: CodeType, instruction: int) -> ast.expr | None:
         return None
 
 
+def said(error: BaseException) -> str:
+    """An error's words, on one line."""
+    return " ".join(str(error).split())
+
+
 def raised(error: BaseException, own: Callable[[CodeType], bool]) -> str:
     """An error's words, and the innermost line of a model's `own` code that it passed."""
-    said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    what = f"{type(error).__name__}: {said(error)}"
     places = [f"line {line}, in {f.f_code.co_qualname}" for f, line in walk_tb(error.__traceback__) if own(f.f_code)]
-    return f"{said} ({places[-1]})" if places else said
+    return f"{what} ({places[-1]})" if places else what
 
 
 def told(value: Any) -> str:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from peftc.errors import PeftcError
 from peftc.graph.sites import within
 from peftc.trace.feeds import FAILURES, feed, parameters
+from peftc.trace.source import said
 
 Runs = TypeVar("Runs")
 
@@ -43,6 +44,6 @@ def _unfed(model: nn.Module, inner: nn.Module) -> str | None:
     try:
         reads = feed(inner)
     except FAILURES as refusal:
-        return f"{type(inner).__name__} answers no example inputs: {' '.join(str(refusal).split())}"
+        return f"{type(inner).__name__} answers no example inputs: {said(refusal)}"
     foreign = [given.name for given in reads.inputs if given.name not in parameters(model)]
     return f"{type(inner).__name__} reads {foreign[0]}, which {type(model).__name__} does not take" if foreign else None

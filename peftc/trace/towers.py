@@ -30,10 +30,10 @@ def beside(model: nn.Module, path: str) -> list[str]:
 
 
 def _elements(model: nn.Module, path: str) -> list[str]:
-    """The elements of lists of modules that a path runs through, the outermost first.
+    """The elements of lists that a path runs through, the outermost first: `layers.3` of `layers.3.attention`.
 
-    Without a list of what has a norm, as of heads, it is sequences and dicts that count, and without those what has
-    several of one class of block.
+    Where no list has elements with a norm (heads have none), sequences and dicts of blocks count as lists do; without
+    those, any module that has several blocks of one class.
     """
     parts = path.split(".")
     parents = [(".".join(parts[:end]), ".".join(parts[: end + 1])) for end in range(len(parts))]
@@ -75,7 +75,7 @@ def _blocks(model: nn.Module, chains: list[list[str]]) -> list[str]:
 
 
 def _are_stages(model: nn.Module, chains: list[list[str]]) -> bool:
-    """Whether first elements are lists themselves, or the lists inside them repeat one class of block: no heads."""
+    """Whether the first elements are stages: lists, or modules whose lists repeat one class of block (not of heads)."""
     inner = {chain[1].rpartition(".")[0]: chain[0] for chain in chains if len(chain) > 1}
     lists = [list(model.get_submodule(path).children()) for path in inner]
     alike = all(len({type(module) for module in modules}) == 1 and _keeps_width(modules[0]) for modules in lists)

@@ -44,8 +44,8 @@ LITERALS = (int, float, str, complex, type(None), type(...), torch.dtype, torch.
 class Tracer(fx.proxy.TracerBase):
     """Traces one unit.  `leaves` are the modules that stay calls; everything else with children is inlined.
 
-    Decisions and flags of `against` go the other way; the values of `missing`, by their keys, are None and no proxies.
-    A number of `varying`, by its key or as the size that it is, stays one, though both examples agree on it.
+    The rest are keys of nodes.  Decisions and flags of `against` go the other way; values that `known` misses are None
+    and no proxies; numbers of `varying` (or sizes: parameter, axis) stay nodes, though both examples agree.
     """
 
     def __init__(
@@ -270,9 +270,9 @@ class Tracer(fx.proxy.TracerBase):
     # -- decisions -----------------------------------------------------------------------------------------------
 
     def decide(self, value: Value) -> bool:
-        """The truth of a value: the same at both points, and recorded as an assumption.
+        """The truth of a value: the same at both points, and recorded as a check.
 
-        Beyond a branch on a dtype, where nothing else was ever traced, what no example can tell is false at first.
+        On a way that goes against some branch no example tells the truth of a tensor: there it is false at first.
         """
         for decided in (user for user in value.node.users if user.target is assume):
             return bool(decided.args[1])

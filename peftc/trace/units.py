@@ -99,7 +99,7 @@ class UnitTracer:
         return replace(self, calls=calls, elsewhere=lambda m: (giving(c, names) for c in elsewhere(m)), traced={})
 
     def _beyond(self, graph: fx.Graph) -> list[Call]:
-        """Calls in other sizes that find another one larger where all examples find the same."""
+        """Calls at other sizes that decide a comparison of sizes otherwise than all examples do."""
         found, decided = [], compared(graph)
         for call in self.elsewhere(self.module) if decided else ():
             try:
@@ -113,7 +113,7 @@ class UnitTracer:
         return found
 
     def _widened(self, graph: fx.Graph, further: Sequence[Call], attentions: tuple[str | None, ...]) -> fx.Graph:
-        """The graph of further calls too; with its checks where nothing says which of the calls one is like."""
+        """The graph of further calls too; as it was, where nothing tells these apart: its checks refuse them."""
         try:
             return self._merged([*self._distinct, *further], attentions)
         except Learnt:
@@ -181,7 +181,7 @@ class UnitTracer:
         return graphs
 
     def _ways(self, call: Call, attention: str | None) -> tuple[list[Against], bool]:
-        """Each way through the branches that the examples leave open; whether one cannot be traced: its check stays."""
+        """The ways through the branches that the examples leave open; whether one has no trace, so a check stays."""
         ways: list[Against] = [frozenset()]
         sketches, failed = {ways[0]: self._once(call, False, attention)}, False
         turned = flags(sketches[ways[0]]) if self.widely else []
@@ -212,15 +212,16 @@ class UnitTracer:
         self, call: Call, training: bool, attention: str | None = None, against: Against = frozenset(),
         below: tuple[Call, ...] = (),
     ) -> fx.Graph:  # fmt: skip
-        """The trace of a call: what is a number in calls that give what this one does in more sizes stays one."""
+        """The trace of a call; what varies in a call of more varying sizes is no constant in this one either."""
         return self._made(call, training, attention, against, self._varying(call, training, attention, against, below))
 
     def _varying(
         self, call: Call, training: bool, attention: str | None, against: Against, below: tuple[Call, ...]
     ) -> Against:
-        """The keys of the numbers in calls that give what this one does in more sizes: two may vary more by turns.
+        """The keys of what must stay a number here, though both examples agree on it: it varies in calls of more sizes.
 
-        Of a call beside those of the examples, those sizes too: it may read them where no other call comes.
+        `below` are the calls that asked: of two, each may vary where the other does not.  For a call beside those of
+        the examples the sizes count themselves, as (parameter, axis): it may read them where no other call comes.
         """
         others = [other for other in self._distinct if other not in below]
         wider = [other for other in others if varies_more(sizes_of(other), sizes_of(call))]

@@ -15,7 +15,7 @@ from torch import fx, nn
 from torch.fx.node import map_aggregate
 
 from peftc.graph.branches import SelfReference, assume, enter, leave
-from peftc.trace.meta import values_as, values_as_zeros
+from peftc.trace.meta import values_as
 from peftc.trace.source import told
 
 EXTRA = "**"  # the key under which the unit's own **kwargs travel through a call
@@ -82,16 +82,12 @@ class Value(fx.Proxy):
         return self.tracer.agreed(self, [len(p) for p in self.points])
 
     def __iter__(self) -> Iterator[Any]:
-        count = self.tracer.agreed(self, [len(p) for p in self.points])
-        return iter([self[i] for i in range(count)])
+        return iter([self[i] for i in range(len(self))])
 
     def __bool__(self) -> bool:
         return self.tracer.decide(self)
 
     def __index__(self) -> int:
-        return int(self.tracer.agreed(self, list(self.points)))
-
-    def __int__(self) -> int:
         return int(self.tracer.agreed(self, list(self.points)))
 
     def __float__(self) -> float:
@@ -160,7 +156,7 @@ def _apply(unit: nn.Module, kind: str, target: Any, values: tuple[Any, ...], nam
         return getattr(unit.get_submodule(owner), name)
     if kind == "call_method":
         method = values[0] if target == "__call__" else getattr(values[0], target)
-        with values_as_zeros() if isinstance(values[0], nn.Module) else nullcontext():
+        with values_as(0) if isinstance(values[0], nn.Module) else nullcontext():
             return method(*values[1:], **named)
     return None if target in (assume, enter, leave) else target(*values, **named)
 
@@ -168,7 +164,7 @@ def _apply(unit: nn.Module, kind: str, target: Any, values: tuple[Any, ...], nam
 def _called(module: nn.Module, values: tuple[Any, ...], named: dict[str, Any]) -> Point:
     """What a module computes; what it asserts of values that are not there holds."""
     try:
-        with values_as_zeros():
+        with values_as(0):
             return module(*values, **named)
     except AssertionError:
         with values_as(1):

@@ -71,7 +71,7 @@ def inlined(graphs: Iterable[fx.Graph]) -> dict[str, set[tuple[Hashable, ...]]]:
 
 
 def further_ways(keys: list[Hashable], way: Against) -> Iterator[Against]:
-    """A way that goes against one more of these branches, among those after its own."""
+    """The ways that go against one more of these branches, behind those of this way: so each combination comes once."""
     last = max([-1, *(keys.index(key) for key in way if key in keys)])
     for key in keys[last + 1 :]:
         yield way | {key}

@@ -151,7 +151,7 @@ def _computed(view: View, node: fx.Node, held: Held) -> Any:
         return held[node.args[2]] if isinstance(node.args[2], fx.Node) else node.args[2]
     module = view.called(node)
     if module is None:
-        return dataflow.moved(node, held)
+        return dataflow.recomputed(node, held)
     return copy.deepcopy(module).eval()(*fx.node.map_arg(node.args, lambda n: held[n]))
 
 

@@ -284,7 +284,7 @@ def _keeps_last(node: fx.Node) -> bool:
     assert isinstance(source, fx.Node)
     before = source.meta["value"][0].shape
     places = torch.arange(before[-1]).expand(before).contiguous()
-    after = dataflow.moved(node, {source: places, **_untold(node)})
+    after = dataflow.recomputed(node, {source: places, **_untold(node)})
     return isinstance(after, torch.Tensor) and after.shape[-1] == before[-1] and bool((after == places[0, 0]).all())
 
 

@@ -225,7 +225,7 @@ def test_a_plain_causal_call_gets_its_mask_from_the_prefix() -> None:
     sdpa = nn.functional.scaled_dot_product_attention
     graph.output(graph.call_function(sdpa, (query, key, value), {"is_causal": True}))
     name = next(node.name for node in graph.nodes if node.target is sdpa)
-    site = Attention("attention", name, "key", "value", None, "x", 6, 6, 6, hides=True)
+    site = Attention("attention", name, "key", "x", 6, 6, 6, hides=True)
     editor = Editor(graph)
     with editor.at(site, "prefix", "prefix"):
         Prefix(length=2).rewrite(site, editor)

@@ -81,8 +81,8 @@ def _sites(
         found.append(Projection(name, "qkv" if fused else output, "qkv" if fused else output, output, d, d, rows))
     found += [Projection("o", "dense", "dense", "dense", d, d), Projection("ffn_up", "up", "up", "up", d, f)]
     found += [Projection("ffn_down", "down", "down", "down", f, d)]
-    key, value = call.args[1].name, call.args[2].name
-    found.append(Attention("attention", "attend", key, value, "mask", inputs[0], d, d, d, mask="mask"))
+    key = call.args[1].name
+    found.append(Attention("attention", "attend", key, inputs[0], d, d, d, mask="mask"))
     for name, output, norm, x in zip(("attention_output", "ffn"), ("dense", "down"), norms, inputs, strict=True):
         total = next(iter(nodes[output].users))
         found.append(Sublayer(name, output, total.args[1].name, total.name, norm, x, d, mask="mask"))

@@ -22,7 +22,7 @@ G = {"gate": {"kind": "sequence"}}
 def layer(d: int, f: int) -> dict[str, Site]:
     square = [Projection(name, name, name, name, d, d) for name in "qkv"]
     down = Projection("ffn_down", "down", "down", "down", f, d)
-    attention = Attention("attention", "a", "k", "v", None, "x", d, d, d)
+    attention = Attention("attention", "a", "k", "x", d, d, d)
     outputs = [Sublayer(name, name, "x", "sum", None, "x", d) for name in ("attention_output", "ffn")]
     sites: list[Site] = [*square, down, attention, *outputs]
     return {site.name: site for site in sites}

@@ -21,11 +21,11 @@ from tests.methods.plain import built
 SITES: tuple[Site, ...] = (
     Projection("q", "query", "query", "query", 8, 12, bias=True),
     Projection("ffn_down", "down", "down", "down", 16, 8),
-    Attention("attention", "attend", "key", "value", "mask", "x", 8, 6, 4, mask="mask"),
+    Attention("attention", "attend", "key", "x", 8, 6, 4, mask="mask"),
     Sublayer("ffn", "down", "x", "sum", None, "x", 8, mask="mask"),
     Embedding("embedding", "words", "words", 9, 8),
 )
-CAUSAL = Attention("attention", "attend", "key", "value", "mask", "x", 8, 6, 4, causal=True)
+CAUSAL = Attention("attention", "attend", "key", "x", 8, 6, 4, causal=True)
 VARIED = (*(m() for m in METHODS), LoRA(rank=3, dropout=0.1, scaling="sqrt"), Adapter(bottleneck=3, variant="houlsby"))  # type: ignore[call-arg]
 
 

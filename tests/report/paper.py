@@ -68,7 +68,7 @@ def _projection(name: str, module: str, inputs: int, outputs: int) -> Projection
 
 def _attention(width: int, keys: int, *modules: str) -> tuple[Site, ...]:
     q, k, v = modules
-    attention = Attention("attention", "attend", "key", "value", None, "x", width, keys, keys)
+    attention = Attention("attention", "attend", "key", "x", width, keys, keys)
     widths = (("q", q, width), ("k", k, keys), ("v", v, keys))
     return (*(_projection(name, module, width, outputs) for name, module, outputs in widths), attention)
 

@@ -15,7 +15,7 @@ from peftc.trace import trace_model
 from peftc.trace.calls import record
 from peftc.trace.feeds import POINTS, feed
 from peftc.trace.inputs import SCENARIOS, Scenario, inputs
-from peftc.trace.meta import shapes_only, values_as_zeros
+from peftc.trace.meta import shapes_only, values_as
 from peftc.trace.model import from_config
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
@@ -98,7 +98,7 @@ def test_an_encoder_of_sound_and_its_decoder() -> None:
 
 @contextmanager
 def running() -> Iterator[None]:
-    with shapes_only(), values_as_zeros():
+    with shapes_only(), values_as(0):
         yield
 
 

@@ -11,7 +11,10 @@ from torch import nn
 from peftc.errors import PeftcError
 from peftc.graph.sites import Projection
 from peftc.spec.schema import Base
-from peftc.trace import trace_base, trace_model
+from peftc.trace import trace_model
+from peftc.trace.model import build
+from peftc.trace.observed import observe
+from peftc.trace.singles import singles
 from tests.trace.nets import IDS, WIDTH, Block, Net, attached, made
 
 
@@ -146,6 +149,7 @@ def test_the_embedding_is_every_table_that_runs() -> None:
     """The tables of an encoder-decoder share a weight with one that no forward calls."""
     config = {"model_type": "bart", "vocab_size": 61, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1}
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
-    trace = trace_base(Base(config={**config, **heads}, task="seq2seq-lm"))
-    found = [path for path, unit in trace.others if unit.sites[0].name == "embedding"]
+    model = build(Base(config={**config, **heads}, task="seq2seq-lm"))
+    others, _ = singles(model, (), observe(model), lambda path: False)
+    found = [path for path, unit in others if unit.sites[0].name == "embedding"]
     assert found == ["model.encoder.embed_tokens", "model.decoder.embed_tokens"]

@@ -12,7 +12,7 @@ from peftc.graph.branches import given
 from peftc.methods.base import ModuleCall
 from peftc.rewrite.program import Body, Program
 from peftc.spec.layers import number
-from peftc.trace.fingerprint import written
+from peftc.trace.fingerprint import spelled
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def _code(body: Body) -> object:
     A class looks these up by the number of its path: no good where that counts stages, not layers.
     """
     order = {node: i for i, node in enumerate(body.graph.nodes)}
-    rows = tuple((n.op, written((n.target, n.args, given(n)), order), _line(n, order)) for n in body.graph.nodes)
+    rows = tuple((n.op, spelled((n.target, n.args, given(n)), order), _line(n, order)) for n in body.graph.nodes)
     staged = any(number(path) != layer for path, layer in body.layers.items())
     added = tuple((a.name, *sorted({_call(c, staged) for c in a.calls.values()})) for a in body.additions)
     return body.unit.name, body.unit.base, body.summary, body.towers, rows, added
@@ -63,6 +63,6 @@ def _call(call: ModuleCall, whole: bool) -> str:
 def _line(node: fx.Node, order: Mapping[fx.Node, int]) -> tuple[object, ...]:
     """What a node's line depends on beside its call and its names: condition, comment, and the kind of its value."""
     value, guards = node.meta.get("value", (None,))[0], node.meta.get("guard", ())
-    condition = tuple((written(guard.condition, order), guard.branch) for guard in guards)
+    condition = tuple((spelled(guard.condition, order), guard.branch) for guard in guards)
     size = len(value) if isinstance(value, (tuple, list)) else None
     return condition, node.meta.get("comment"), type(value), size

@@ -19,7 +19,7 @@ from peftc.trace.pictures import USUAL, sees
 from peftc.trace.remembered import signature
 from peftc.trace.repeats import Twins, twins
 from peftc.trace.source import said
-from peftc.trace.submodels import apart
+from peftc.trace.submodels import inner_runs
 
 LONGEST = max(point.length + point.past for point in POINTS)
 Call = tuple[Recorded, ...]
@@ -71,7 +71,7 @@ def observe(model: nn.Module) -> Observed:
     whole = _runs(model, alike)
     called = {module for pair in whole.values() for recording in pair for module in recording.calls}
     ran = {module for module in model.modules() if alike.get(module, module) in called}
-    found, unfed = apart(model, ran, lambda inner: _runs(inner, alike))
+    found, unfed = inner_runs(model, ran, lambda inner: _runs(inner, alike))
     inside = {path: runs for path, runs in found.items() if any(r.attending for pair in runs.values() for r in pair)}
     pairs = ((path, before.get(path), now) for path, now in classes(model).items())
     replaced = {path: f"{was} becomes {now} while the model runs" for path, was, now in pairs if was not in (None, now)}

@@ -16,7 +16,7 @@ from peftc.trace.source import said
 Runs = TypeVar("Runs")
 
 
-def apart(
+def inner_runs(
     model: nn.Module, ran: Set[nn.Module], run: Callable[[nn.Module], Runs]
 ) -> tuple[Mapping[str, Runs], Mapping[str, str]]:
     """The runs of the outermost models inside a model in which nothing ran, by path; path -> why another has none.

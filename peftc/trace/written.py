@@ -14,7 +14,7 @@ from torch import fx, nn
 from peftc.graph import dataflow
 from peftc.graph.branches import choose
 from peftc.graph.sites import Copied, Written
-from peftc.trace.operands import PER_KEY, SCALING, layouts
+from peftc.trace.layouts import PER_KEY, SCALING, layouts
 from peftc.trace.products import is_any_softmax, is_product, is_softmax, over_keys
 from peftc.trace.views import View
 

@@ -11,7 +11,7 @@ from peftc.graph.sites import Trace
 from peftc.plan import resolve
 from peftc.trace import trace_model
 from peftc.trace.layers import tower_names
-from peftc.trace.submodels import apart
+from peftc.trace.submodels import inner_runs
 from tests.laws import spec
 from tests.trace.nets import WIDTH, Block, Net, attached
 
@@ -147,9 +147,9 @@ def test_what_ran_is_not_run_again() -> None:
     def run(inner: nn.Module) -> nn.Module:
         return inner
 
-    assert apart(model, set(model.modules()), run) == ({}, {})
-    assert apart(model, {model.seeing_tower.blocks[1]}, run) == ({}, {})
-    assert apart(model, {model}, run) == ({"seeing_tower": model.seeing_tower}, {})
+    assert inner_runs(model, set(model.modules()), run) == ({}, {})
+    assert inner_runs(model, {model.seeing_tower.blocks[1]}, run) == ({}, {})
+    assert inner_runs(model, {model}, run) == ({"seeing_tower": model.seeing_tower}, {})
 
 
 @pytest.mark.parametrize(

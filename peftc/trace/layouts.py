@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 
 import torch
 from torch import fx
 
 from peftc.graph import dataflow
 from peftc.graph.sites import PLAIN, TURNED
-from peftc.trace.einsums import Layout, is_einsum, layout
 
 PER_KEY = frozenset({"add", "iadd", "add_", "mul", "imul", "mul_"})  # with one number for each key they mask or bias it
 SCALING = frozenset({
     "sub", "truediv", "itruediv", "div", "div_", "neg", "float", "half", "to", "type", "type_as", "tanh", "clamp",
     "clip", "max", "maximum", "min", "minimum", "dropout",
 }) | PER_KEY  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How an operand holds keys or values: it is (batch, heads, length, width), its axes permuted by `order`."""
+
+    order: tuple[int, ...]
+    heads: int
+    width: int
 
 
 def layouts(
@@ -28,8 +37,8 @@ def layouts(
 
 def _layout(product: fx.Node, operand: fx.Node, batch: tuple[int, ...], *, keys: bool) -> Layout | None:
     """As an einsum says, or as every other product takes its operands."""
-    if is_einsum(product):
-        return layout(product, operand, batch, keys)
+    if dataflow.name_of(product) == "einsum":
+        return _of_einsum(product, operand, batch, keys=keys)
     heads, width = _heads(operand, batch), _dims(operand)[-2 if keys else -1]
     return Layout(TURNED if keys else PLAIN, heads, width) if heads is not None else None
 
@@ -73,3 +82,28 @@ def _moved_or_scaled(node: fx.Node) -> fx.Node | None:
 
 def _dims(node: fx.Node) -> tuple[int, ...]:
     return tuple(node.meta["value"][0].shape)
+
+
+def _of_einsum(product: fx.Node, operand: fx.Node, batch: tuple[int, ...], *, keys: bool) -> Layout | None:
+    """Of an einsum's second operand: keys are along the result's last axis, values along the first one's."""
+    given, _, made = str(product.args[0]).replace(" ", "").partition("->")
+    first, _, second = given.partition(",")
+    if len(second) != 4 or len({*second}) != 4 or not first.isalpha() or not made.isalpha() or not second.isalpha():
+        return None
+    length = made[-1] if keys else first[-1]
+    other, result = (first, made) if keys else (made, first)
+    width = [axis for axis in second if axis in other and axis not in result]
+    shared = [axis for axis in second if axis in other and axis in result]
+    if length not in second or length in other or len(width) != 1 or len(shared) != 2:
+        return None
+    return _by_axes(operand, second, (*shared, length, *width), batch)
+
+
+def _by_axes(operand: fx.Node, held: str, axes: tuple[str, ...], batch: tuple[int, ...]) -> Layout | None:
+    sizes = {axis: tuple(value.shape[held.index(axis)] for value in operand.meta["value"]) for axis in axes}
+    one, other, length, width = axes
+    if batch not in (sizes[one], sizes[other]):
+        return None
+    ordered = (one, other, length, width) if sizes[one] == batch else (other, one, length, width)
+    order = tuple(ordered.index(axis) for axis in held)
+    return Layout(order, sizes[ordered[1]][0], sizes[width][0])

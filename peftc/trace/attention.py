@@ -154,8 +154,8 @@ def attention_sites(view: View) -> list[Site]:
     """The sites of an attention: q, k, v, o where there is one, and the attention itself.
 
     They are named `cross.…` where the keys come from another sequence.  Of several attentions the widest one counts;
-    those that stand in other branches of the forward are the same site.  Of a cross-attention k and v read what is whole
-    before the first query.
+    those that stand in other branches of the forward are the same site.  What k and v of a cross-attention read is
+    whole before the first query.
     """
     found: dict[str, list[tuple[AttentionCall, list[Site]]]] = {}
     for call in attention_calls(view):

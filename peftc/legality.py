@@ -7,6 +7,7 @@ from itertools import groupby
 from typing import Any
 
 from peftc.graph.sites import Attention, Projection, Sublayer
+from peftc.hints import place_in
 from peftc.selectors import Entry, Spot
 
 Member = tuple[Entry, Spot]
@@ -30,7 +31,9 @@ def check_refusal(entry: Entry, spot: Spot) -> None:
     reason = entry.method.refusal(spot.site)
     if reason is not None:
         message, hint = said(reason)
-        entry.refuse_once(message, *spot.word, hint=hint)
+        layer = spot.layer or next(iter(entry.trace.layers), None)
+        there = place_in(layer, entry.method, entry.trace) if layer else None
+        entry.refuse_once(message, *spot.word, hint=hint or there)
 
 
 def _check_called_again(entry: Entry, spot: Spot) -> None:

@@ -7,8 +7,9 @@ from fnmatch import fnmatchcase
 
 from peftc.errors import Place, Problem
 from peftc.graph.sites import Parameter, Projection, Trace, within
+from peftc.hints import nearest_module
 from peftc.legality import check_refusal
-from peftc.selectors import Entry, Spot, nearest_module
+from peftc.selectors import Entry, Spot
 from peftc.spec.schema import Spec
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from peftc.errors import Place, Problem
 from peftc.graph.sites import Attention, Embedding, Layer, Projection, Site, Trace, Unit, around, dotted, within
+from peftc.hints import glob_of, nearest_module
 from peftc.methods.base import Method
 from peftc.spec.complaints import closest
 from peftc.spec.document import Step
@@ -164,8 +164,8 @@ class Entry:
         hint = f"its sites are {', '.join(names)}" if names else "it has none that data flow could find"
         if having:
             hint = f"{hint}; {name!r} is in {numbered(having)} of the {first.tower}"
-        if any(module.rpartition(".")[2] == name for module in self.trace.modules):
-            hint = f'for modules of this name write modules: "*.{name}"; {hint}'
+        if glob := glob_of(name, self.method, self.trace):
+            hint = f'for modules of this name write modules: "{glob}"; {hint}'
         attention = first.find("attention")
         if attention and isinstance(attention[2], Attention) and isinstance(attention[2].written, str):
             hint = f"{hint}; attention {attention[2].written}" if name in ("q", "k", "v") else hint
@@ -253,13 +253,6 @@ def instances(trace: Trace) -> Iterator[tuple[Layer | None, str, Unit]]:
     for layer in trace.layers:
         yield from ((layer, path, unit) for path, unit in layer.units)
     yield from ((around(trace.layers, path), path, unit) for path, unit in trace.others)
-
-
-def nearest_module(glob: str, trace: Trace) -> str | None:
-    """A hint: the module that was probably meant, by the last part of its name."""
-    lasts = {name.rsplit(".", 1)[-1]: name for name in reversed(trace.modules) if name}
-    likely = get_close_matches(glob.strip("*.").rsplit(".", 1)[-1], lasts, n=1)
-    return f"did you mean {lasts[likely[0]]!r}?" if likely else None
 
 
 def _why(module: str, trace: Trace) -> str:

@@ -17,6 +17,7 @@ RANKS = (
     ("methods",),
     ("spec",),
     ("trace",),
+    ("hints",),
     ("attributes", "identity", "selectors"),
     ("legality",),
     ("selection",),

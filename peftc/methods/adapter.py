@@ -62,7 +62,7 @@ class Adapter(Method):
 
     def refusal(self, site: Site) -> str | None:
         if not isinstance(site, Sublayer):
-            return f"an adapter stands at the output of a sublayer, not at {site.name}: name attention_output or ffn"
+            return f"an adapter stands at the output of a sublayer, not at {site.name}"
         return None
 
     def gate_refusal(self, gate: Gate, site: Site) -> str | None:

@@ -19,7 +19,7 @@ class BitFit(Selective):
 
     def refusal(self, site: Site) -> str | None:
         if not isinstance(site, Projection):
-            return f"bitfit trains the biases of projections, and {site.name} is none: name q, k, v, o or ffn_up"
+            return f"bitfit trains the biases of projections, and {site.name} is none"
         if not site.bias:
             return f"bitfit has nothing to train at {site.name}, which has no bias"
         return None

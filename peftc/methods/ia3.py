@@ -26,7 +26,7 @@ class IA3(Method):
 
     def refusal(self, site: Site) -> str | None:
         if not isinstance(site, Projection):
-            return f"ia3 scales what a projection computes or reads, and {site.name} is none: name k, v or ffn_down"
+            return f"ia3 scales what a projection computes or reads, and {site.name} is none"
         if _at_input(site) and site.rows is not None:
             return f"ia3 scales the input of {site.name}, which is fused with other projections that read it too"
         return None

@@ -40,7 +40,7 @@ class LoRA(Method):
 
     def refusal(self, site: Site) -> str | None:
         if isinstance(site, Attention | Sublayer):
-            return f"lora changes linear maps and embeddings, and {site.name} is neither: name q, k, v, o or ffn_up"
+            return f"lora changes linear maps and embeddings, and {site.name} is neither"
         if isinstance(site, Embedding) and self.dropout:
             return f"{site.name} reads token ids, which lora cannot drop: leave its dropout out"
         return None

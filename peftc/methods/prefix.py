@@ -39,7 +39,7 @@ class Prefix(Method):
 
     def refusal(self, site: Site) -> str | None:
         if not isinstance(site, Attention):
-            return f"a prefix joins the keys and values of an attention, not {site.name}: name attention"
+            return f"a prefix joins the keys and values of an attention, not {site.name}"
         if isinstance(site.written, str):
             return f"{site.name} {site.written}: no prefix can join it"
         return None

@@ -53,7 +53,7 @@ def _placement(placement: Placement, gate: PlacedGate | None) -> str:
 
 def _shared(plan: Plan) -> str:
     return "\n".join(
-        f"{s.tower}: {s.name}, shared by {len(s.members)} placements  {s.module.cost.trained:,} trained"
+        f"{s.tower}: {s.name}, shared by {_several(len(s.members), 'placement')}  {s.module.cost.trained:,} trained"
         for s in plan.shared
     )
 
@@ -61,9 +61,13 @@ def _shared(plan: Plan) -> str:
 def _selections(plan: Plan) -> str:
     sizes = {alias: p.size for name, p in plan.trace.parameters.items() for alias in (name, *p.names)}
     return "\n".join(
-        f"{s.method}: {len(s.names)} tensors of the base train  {sum(sizes[name] for name in s.names):,}"
+        f"{s.method}: {_several(len(s.names), 'tensor')} of the base  {sum(sizes[name] for name in s.names):,} trained"
         for s in plan.selections
     )
+
+
+def _several(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' if count != 1 else ''}"
 
 
 def _notes(plan: Plan) -> str:

@@ -86,6 +86,32 @@ def test_each_side_of_a_branch_may_use_a_name_on_its_way() -> None:
     )
 
 
+def test_values_of_which_no_run_makes_both_have_one_name() -> None:
+    """Each is made on one side of a branch and read on that side of a later one, with other code between."""
+    graph = fx.Graph()
+    x = made(graph.placeholder("x"), 2, 8)
+    graph.placeholder("mask")
+    true, false = ((Guard("mask is not None", side),) for side in (True, False))
+    kept = made(graph.call_module("kept", (x,)), 2, 8, guard=true, names=["keys"])
+    x = made(graph.call_module("first", (x,)), 2, 8, names=["x"])
+    new = made(graph.call_module("new", (x,)), 2, 8, guard=false, names=["keys"])
+    x = made(graph.call_module("second", (x,)), 2, 8, names=["x"])
+    new = made(graph.call_module("changed", (new, x)), 2, 8, guard=false, names=["keys"])
+    keys = made(graph.call_function(choose, ("mask is not None", kept, new)), 2, 8, names=["keys"])
+    graph.output((keys, x))
+    assert forward(Unit, graph, {}).lines[1:] == (
+        "    if mask is not None:",
+        "        keys = self.kept(x)",
+        "    x = self.first(x)",
+        "    if mask is None:",
+        "        keys = self.new(x)",
+        "    x = self.second(x)",
+        "    if mask is None:",
+        "        keys = self.changed(keys, x)",
+        "    return keys, x",
+    )
+
+
 def test_values_that_a_branch_swaps_keep_apart() -> None:
     """first, second = (b, a) if a mask is given else (a, b)."""
     graph = fx.Graph()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from peftc.emit.artifact import printed
 from peftc.plan import resolve
 from peftc.rewrite import rewrite
+from peftc.rewrite.share import named
 from peftc.runtime.proof import prove
 from peftc.trace import trace_model
 from tests.laws import spec
@@ -51,3 +53,10 @@ def test_what_differs_inside_a_module_that_is_called_makes_no_class() -> None:
     text = printed(program).text
     assert text.count("class Fed") == 2 and '"blocks.{0-1}": FedAdapter' in text
     assert sum("FedAdapter: without additions equal" in line for line in prove(program).lines) == 1
+
+
+def test_a_number_behind_a_digit_stands_apart() -> None:
+    trace = trace_model(Net([Fed(False), Fed(True)]).eval())
+    bodies = rewrite(resolve(spec([{"method": "adapter", "at": ["ffn"]}]), trace), trace).bodies
+    alike = [[replace(body, unit=replace(body.unit, name="Fed2"))] for body in bodies]
+    assert [body.name for body in named(alike)] == ["Fed2_1", "Fed2_2"]

@@ -123,7 +123,7 @@ def gates() -> str:
 def _takes(method: Method, gate: Gate, causal: bool) -> str:
     where: dict[str, Any] = {"causal": causal, "mask": "mask"}
     q = Projection("q", "query", "query", "query", 8, 8, **where)
-    attention = Attention("attention", "attend", "key", "value", "mask", "x", 8, 2, 8, 8, **where)
+    attention = Attention("attention", "attend", "key", "value", "x", 8, 8, 8, **where)
     ffn = Sublayer("ffn", "output", "residual", "sum", None, "x", 8, **where)
     sites = [site for site in (q, attention, ffn) if method.refusal(site) is None]
     return "yes" if sites and method.gate_refusal(gate, sites[0]) is None else "no"

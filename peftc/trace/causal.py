@@ -52,10 +52,10 @@ def causal_paths(model: nn.Module) -> Mapping[str, bool]:
     """
     if next(model.parameters()).device.type == "meta":
         return {}
-    paths = {module: path for path, module in model.named_modules()}
     with unchanged(model):
         model.eval()
         reads = feed(model)
+        paths = {module: path for path, module in model.named_modules()}
         return {paths[module]: answer for module, answer in _asked(model, reads).items()} if reads.ids else {}
 
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from peftc.trace.meta import shapes_only, values_as
 from peftc.trace.pictures import sees, shapes
+from peftc.trace.state import unchanged
 
 # of a base's own forward, on inputs that it may not take
 FAILURES = (
@@ -141,7 +142,7 @@ def _runs(model: nn.Module, candidate: Feed) -> bool:
 
 def _run(model: nn.Module, candidate: Feed, point: Point, mask: bool) -> None:
     given = whole(model, candidate, point, next(model.parameters()).device, mask)
-    with torch.no_grad(), shapes_only(), values_as(0):
+    with torch.no_grad(), shapes_only(), values_as(0), unchanged(model):
         model(**given)
 
 

@@ -121,7 +121,10 @@ class Compiled(nn.Module):
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        """As the base's, and frozen; what a checkpoint lacks of the additions or of a head gets its seeded values."""
+        """As the base's, and frozen; what a checkpoint lacks of the additions or of a head gets its seeded values.
+
+        So does what it has in another shape, where `ignore_mismatched_sizes` allows that.
+        """
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)  # type: ignore[misc]
         lacked, added = model.__dict__.pop("_lacked", set()), model.added_names()
@@ -130,6 +133,7 @@ class Compiled(nn.Module):
             raise ValueError(report(f"{args[0] if args else NAME} is no complete base", {"missing": absent}))
         if lost := on_disk(model, lacked):
             raise ValueError(report("no device_map can put new tensors on disk: dispatch later", {"new": lost}))
+        model.initialise({name for name, *_ in info["mismatched_keys"] if name in added or model.in_head(name)})
         model.freeze()
         return (model, {**info, "missing_keys": missing}) if output_loading_info else model
 
@@ -168,19 +172,21 @@ class Compiled(nn.Module):
             warnings.warn(
                 report(f"{base}: its head has another shape, so it starts afresh", {"fresh": other}), stacklevel=2
             )
-            model.initialise(other)
         if unknown := {name for name in info["unexpected_keys"] if not model.in_head(name)}:
             warnings.warn(report(f"{base}: tensors that this model has no place for", {"left": unknown}), stacklevel=2)
         model.remember_base()
         return model
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+    def save_pretrained(
+        self, save_directory: str | Path, is_main_process: bool = True, *args: Any, **kwargs: Any
+    ) -> None:
         """As the base's, with this source beside the weights: the folder loads with `trust_remote_code=True`."""
         config: Any = self.config
         config.auto_map = {auto: f"modeling_{NAME}.{type(self).__name__}" for auto in AUTO_CLASSES}
-        super().save_pretrained(save_directory, **kwargs)  # type: ignore[misc]
-        source = inspect.getsource(sys.modules[type(self).__module__])
-        replace_file(Path(save_directory) / f"modeling_{NAME}.py", source.encode())
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)  # type: ignore[misc]
+        if is_main_process:
+            source = inspect.getsource(sys.modules[type(self).__module__])
+            replace_file(Path(save_directory) / f"modeling_{NAME}.py", source.encode())
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
         """As the base's; what trains is as it was: transformers has all that is in an embedding train as its table."""

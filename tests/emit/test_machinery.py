@@ -244,3 +244,26 @@ def test_a_head_of_another_shape_starts_afresh(tmp_path: Path) -> None:
         other = compiled(written).from_base(tmp_path)
     assert one.classifier.weight.shape[0] == 3
     assert same(state(one), state(other))
+
+
+def test_a_saved_head_that_is_asked_for_in_another_shape_is_seeded(bases: dict[str, Path], tmp_path: Path) -> None:
+    model = compiled(bert()).from_base(bases["bert"])
+    perturb(model)
+    model.save_pretrained(tmp_path)
+    heads = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        again = type(model).from_pretrained(tmp_path, num_labels=5, ignore_mismatched_sizes=True)
+        assert trains(again) == trains(model) and torch.equal(again.prefix_trunk.E, model.prefix_trunk.E)
+        heads.append(again.classifier.weight)
+    assert torch.equal(*heads) and heads[0].shape[0] == 5 and heads[0].std() > 0
+
+
+def test_one_process_alone_writes_the_source(bases: dict[str, Path], tmp_path: Path) -> None:
+    model = compiled(bert()).from_base(bases["bert"])
+    model.save_pretrained(tmp_path / "other", is_main_process=False)
+    model.save_pretrained(tmp_path / "first", True, model.state_dict())
+    assert not list((tmp_path / "other").iterdir())
+    assert {"config.json", "model.safetensors", "modeling_by_hand.py"} <= {
+        f.name for f in (tmp_path / "first").iterdir()
+    }

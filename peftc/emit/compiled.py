@@ -182,10 +182,11 @@ class Compiled(nn.Module):
     ) -> None:
         """As the base's, with this source beside the weights: the folder loads with `trust_remote_code=True`."""
         config: Any = self.config
-        config.auto_map = {auto: f"modeling_{NAME}.{type(self).__name__}" for auto in AUTO_CLASSES}
+        emitted = next(c for c in type(self).__mro__ if c.__module__ == Compiled.__module__)  # FSDP puts one before it
+        config.auto_map = dict.fromkeys(AUTO_CLASSES, f"modeling_{NAME}.{emitted.__name__}")
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)  # type: ignore[misc]
         if is_main_process:
-            source = inspect.getsource(sys.modules[type(self).__module__])
+            source = inspect.getsource(sys.modules[emitted.__module__])
             replace_file(Path(save_directory) / f"modeling_{NAME}.py", source.encode())
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
@@ -275,7 +276,10 @@ class Compiled(nn.Module):
         if unknown := changed.keys() - values.keys():
             known = "not switched off: only from_base and peftc.attach keep the base's values, of vectors in memory"
             warnings.warn(report(known, {"trained": unknown}), stacklevel=3)
-        units = [(module, type(module)) for module in self.modules() if type(module) in UNITS.values()]
+        kinds = tuple(UNITS.values())
+        if other := {p for p, m in self.named_modules() if isinstance(m, kinds) and type(m) not in kinds}:
+            raise ValueError(report("not switched off: something has changed classes", {"changed": other}))
+        units = [(module, type(module)) for module in self.modules() if type(module) in kinds]
         trained = {name: present[name].data for name in values}
         try:
             for module, unit in units:

@@ -73,11 +73,11 @@ class TokenGate(nn.Module):
 
 
 class ConstantGate(nn.Module):
-    """sigmoid(b), one number whatever the input: a scalar, 0.5 at first."""
+    """sigmoid(b), one number whatever the input, 0.5 at first.  () -> (1,): what shards a model shards no scalar."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.bias = nn.Parameter(torch.empty(()))
+        self.bias = nn.Parameter(torch.empty(1))
 
     def forward(self) -> torch.Tensor:
         return torch.sigmoid(self.bias)

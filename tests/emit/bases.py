@@ -117,7 +117,7 @@ def forward(self, hidden_states, attention_mask=None, position_ids=None, past_ke
         past_key_values=past_key_values, use_cache=use_cache, position_embeddings=position_embeddings, **kwargs,
     )
     hidden_states = hidden_states + inner
-    return hidden_states + 2 * self.gate() * self.mlp(self.post_attention_layernorm(hidden_states))  # constant gate
+    return added(hidden_states, 2 * self.gate() * self.mlp(self.post_attention_layernorm(hidden_states)))  # gate
 """
 
 

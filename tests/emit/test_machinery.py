@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from peftc.runtime import load
 from peftc.runtime.namespace import module_of
 from tests.emit.bases import bert, gpt2, ids, llama
 from tests.emit.compiled import ALL, answer, compiled, folder, perturb, same, state, trains
@@ -267,3 +268,22 @@ def test_one_process_alone_writes_the_source(bases: dict[str, Path], tmp_path: P
     assert {"config.json", "model.safetensors", "modeling_by_hand.py"} <= {
         f.name for f in (tmp_path / "first").iterdir()
     }
+
+
+def test_a_class_that_something_puts_before_ours(bases: dict[str, Path], tmp_path: Path) -> None:
+    """As FSDP does, on the model and on units: the source that is saved is ours; a unit is not switched off in part."""
+    model = compiled(bert()).from_base(bases["bert"])
+    kind, unit = type(model), model.bert.encoder.layer[1].attention.self
+    model.__class__ = type(f"FSDP{kind.__name__}", (kind,), {"__module__": "torch.distributed"})
+    with model.disable_adapter():
+        pass
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "modeling_by_hand.py").read_text() == bert().text
+    again: Any = load(tmp_path)
+    assert same(state(again), state(model))
+    unit.__class__ = type("FSDPBertSelfAttention", (type(unit),), {})
+    with (
+        pytest.raises(ValueError, match=r"changed classes\n  changed: bert\.encoder\.layer\.1\.attention\.self$"),
+        model.disable_adapter(),
+    ):
+        pass

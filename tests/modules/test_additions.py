@@ -72,6 +72,12 @@ def initialised(module: A, noise: float = 0.0) -> A:
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda m: type(m).__name__)
+def test_no_parameter_is_a_scalar(module: Addition) -> None:
+    """FSDP shards none."""
+    assert all(p.dim() > 0 for p in module.parameters())
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda m: type(m).__name__)
 def test_initial_values_have_the_shapes(module: Addition) -> None:
     for name, p in module.named_parameters():
         assert module.initial(name, Draws(p.shape, torch.Generator())).shape == p.shape

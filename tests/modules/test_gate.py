@@ -66,7 +66,7 @@ def test_token_sees_no_other_position() -> None:
 
 def test_constant_starts_at_a_half() -> None:
     gate = initialised(modules.ConstantGate())
-    assert gate().shape == () and gate() == 0.5
+    assert gate().shape == (1,) and gate() == 0.5
 
 
 def test_central_shares_one_softmax() -> None:

@@ -475,12 +475,21 @@ def settings(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     return found
 
 
+def model_type(config_class: Any, written: Mapping[str, Any]) -> str:
+    """The type that a base's file says it is; that of the class where all of the file, or a part of it, is of that."""
+    parts = [written, *(part for part in written.values() if isinstance(part, Mapping))]
+    own = str(config_class.model_type)
+    is_own = config_class.base_config_key in written or any(part.get("model_type") == own for part in parts)
+    return own if is_own else str(written.get("model_type", own))
+
+
 def base_config(config_class: Any, base: str | Path, at: Mapping[str, str], overrides: dict[str, Any]) -> Any:
     """The base's own config with these overrides; ValueError where that makes another model than the compiled one."""
     config, compiled = config_class.from_pretrained(base, **at), config_class.from_dict(CONFIG).to_dict()
+    said = {"model_type": model_type(config_class, config_class.get_config_dict(base, **at)[0])}
     overrides = known(config, overrides)
     config.update({key: compiled[key] for key in HEAD if key in compiled} | overrides)
-    theirs, ours = settings(config.to_dict()), settings(compiled)
+    theirs, ours = settings(config.to_dict() | said), settings(compiled)
     keys = ours.keys() | (theirs.keys() & overrides.keys())
     if different := [key for key in keys if theirs.get(key) != ours.get(key)]:
         told = [f"{key} is {theirs.get(key)!r}, not {ours.get(key)!r}" for key in different]
@@ -613,7 +622,10 @@ class Compiled(nn.Module):
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        """As the base's, and frozen; what a checkpoint lacks of the additions or of a head gets its seeded values."""
+        """As the base's, and frozen; what a checkpoint lacks of the additions or of a head gets its seeded values.
+
+        So does what it has in another shape, where `ignore_mismatched_sizes` allows that.
+        """
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         lacked, added = model.__dict__.pop("_lacked", set()), model.added_names()
@@ -622,6 +634,7 @@ class Compiled(nn.Module):
             raise ValueError(report(f"{args[0] if args else NAME} is no complete base", {"missing": absent}))
         if lost := on_disk(model, lacked):
             raise ValueError(report("no device_map can put new tensors on disk: dispatch later", {"new": lost}))
+        model.initialise({name for name, *_ in info["mismatched_keys"] if name in added or model.in_head(name)})
         model.freeze()
         return (model, {**info, "missing_keys": missing}) if output_loading_info else model
 
@@ -660,19 +673,22 @@ class Compiled(nn.Module):
             warnings.warn(
                 report(f"{base}: its head has another shape, so it starts afresh", {"fresh": other}), stacklevel=2
             )
-            model.initialise(other)
         if unknown := {name for name in info["unexpected_keys"] if not model.in_head(name)}:
             warnings.warn(report(f"{base}: tensors that this model has no place for", {"left": unknown}), stacklevel=2)
         model.remember_base()
         return model
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+    def save_pretrained(
+        self, save_directory: str | Path, is_main_process: bool = True, *args: Any, **kwargs: Any
+    ) -> None:
         """As the base's, with this source beside the weights: the folder loads with `trust_remote_code=True`."""
         config: Any = self.config
-        config.auto_map = {auto: f"modeling_{NAME}.{type(self).__name__}" for auto in AUTO_CLASSES}
-        super().save_pretrained(save_directory, **kwargs)
-        source = inspect.getsource(sys.modules[type(self).__module__])
-        replace_file(Path(save_directory) / f"modeling_{NAME}.py", source.encode())
+        emitted = next(c for c in type(self).__mro__ if c.__module__ == Compiled.__module__)  # FSDP puts one before it
+        config.auto_map = dict.fromkeys(AUTO_CLASSES, f"modeling_{NAME}.{emitted.__name__}")
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        if is_main_process:
+            source = inspect.getsource(sys.modules[emitted.__module__])
+            replace_file(Path(save_directory) / f"modeling_{NAME}.py", source.encode())
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
         """As the base's; what trains is as it was: transformers has all that is in an embedding train as its table."""
@@ -761,7 +777,10 @@ class Compiled(nn.Module):
         if unknown := changed.keys() - values.keys():
             known = "not switched off: only from_base and peftc.attach keep the base's values, of vectors in memory"
             warnings.warn(report(known, {"trained": unknown}), stacklevel=3)
-        units = [(module, type(module)) for module in self.modules() if type(module) in UNITS.values()]
+        kinds = tuple(UNITS.values())
+        if other := {p for p, m in self.named_modules() if isinstance(m, kinds) and type(m) not in kinds}:
+            raise ValueError(report("not switched off: something has changed classes", {"changed": other}))
+        units = [(module, type(module)) for module in self.modules() if type(module) in kinds]
         trained = {name: present[name].data for name in values}
         try:
             for module, unit in units:

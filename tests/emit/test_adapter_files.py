@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.emit.bases import bert
+from tests.emit.bases import bert, gpt2, llama
 from tests.emit.compiled import ALL, answer, compiled, perturb, same, state, trains
 from tests.emit.programs import Written
 
@@ -101,3 +101,22 @@ def test_the_base_is_hashed_anew_each_time(bases: dict[str, Path]) -> None:
     first = model.base_hash()
     model.bert.embeddings.word_embeddings.weight.data[0, 0] += 1  # unseen by the tensor's version counter
     assert model.base_hash() != first
+
+
+def test_nothing_is_saved_or_loaded_while_the_base_stands_in_for_what_trains(
+    bases: dict[str, Path], tmp_path: Path
+) -> None:
+    """A norm that trains has the base's values inside `disable_adapter`: they are no adapter's."""
+    model = compiled(gpt2()).from_base(bases["gpt2"])
+    perturb(model)
+    model.save_adapter(tmp_path)
+    before = state(model)
+    with model.disable_adapter():
+        for change in (model.save_adapter, model.load_adapter, model.save_pretrained):
+            with pytest.raises(ValueError, match="save and load outside"), model.disable_adapter():
+                change(tmp_path)
+    model.load_adapter(tmp_path)
+    assert same(before, state(model))
+    added = compiled(llama()).from_base(bases["llama"])
+    with added.disable_adapter():
+        added.save_adapter(tmp_path)

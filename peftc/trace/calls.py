@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -55,13 +55,16 @@ def record(
 ) -> Recording | None:  # fmt: skip
     """Run the model once as the scenario says; None where the model has no such scenario, or refuses it.
 
-    A model that fails on new ids alone is given those of its cache before them.  It runs in a block of `beside`.
+    A model that fails on new ids alone is given those of its cache before them; what one asks of numbers before it goes
+    on is so.  It runs in a block of `beside`.
     """
     try:
         return _run(model, scenario, point, twins, beside)
     except REFUSALS:
         if scenario.cache == "none":
             raise
+        with suppress(*REFUSALS):
+            return _run(model, scenario, point, twins, beside, number=1)
         return None
     except RuntimeError:
         if not scenario.continues or scenario.whole:

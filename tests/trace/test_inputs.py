@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from peftc.trace.calls import record
 from peftc.trace.feeds import POINTS
 from peftc.trace.inputs import Scenario, inputs
 
@@ -35,6 +36,24 @@ def test_a_cache_is_what_comes_back_only_where_one_is_kept(cache: Any) -> None:
     continued = {"total"} if cache in ("filled", "single") else set()
     assert given.keys() == {"input_ids", "use_cache", *continued}
     assert given["use_cache"] is (cache != "none")
+
+
+class Checking(Summing):
+    """Goes on only where it knows every id."""
+
+    def forward(
+        self, input_ids: torch.Tensor, norms: Any = None, total: Any = None, use_cache: bool = False
+    ) -> SimpleNamespace:
+        if total is not None and not (input_ids < len(self.table.weight)).all():
+            raise ValueError("what is this?")
+        return super().forward(input_ids, norms, total, use_cache)
+
+
+@pytest.mark.parametrize("cache", ["filled", "single"])
+def test_what_a_model_asks_of_numbers_before_it_goes_on_is_so(cache: Any) -> None:
+    model = Checking()
+    found = record(model, Scenario(mask=True, cache=cache), POINTS[0], {})
+    assert found is not None and "total" in found.calls[model].named
 
 
 class Eye(nn.Module):

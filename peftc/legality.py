@@ -61,7 +61,13 @@ def _check_gate(entry: Entry, spots: Sequence[Spot]) -> None:
     reason = next((reason for reason in reasons if reason is not None), None)
     if reason is not None:
         message, hint = said(reason)
-        entry.refuse(message, "gate", "kind", hint=hint)
+        entry.refuse(message, "gate", "kind", hint=hint and hint + _of_preset(entry))
+
+
+def _of_preset(entry: Entry) -> str:
+    """Where a gate that a preset has is changed; nothing where the entry is written out."""
+    preset = entry.place("gate", "kind") == entry.place("method") is not None
+    return f", under the preset as {entry.method.method}: {{gate: ...}}" if preset else ""
 
 
 def said(reason: str) -> tuple[str, str | None]:

@@ -168,9 +168,10 @@ def _layer_problem(node: Node | None) -> Problem | None:
     terms = value if isinstance(value, list) else [value]
     if node is None or not all(isinstance(term, str | int) and not isinstance(term, bool) for term in terms):
         return None
-    for position, term in enumerate(terms):
+    written: list[layers.Layers] = [str(term) for term in terms] or [()]
+    for position, term in enumerate(written):
         try:
-            layers.check(str(term))
+            layers.check(term)
         except layers.LayersError as error:
             return Problem(str(error), node.nearest((position,)).place)
     return None

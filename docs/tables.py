@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 from peftc.graph.sites import Attention, Projection, Sublayer
 from peftc.methods import METHODS, Method
+from peftc.methods.additive import Additive
 from peftc.methods.gate import Gate, Kind
 from peftc.spec.presets import PRESETS
 from peftc.spec.schema import json_schema
@@ -104,7 +105,7 @@ def methods() -> str:
 def _method(method: type[Method]) -> tuple[str, ...]:
     plain = method.model_validate({"method": word(method)})
     sites = ", ".join(f"`{site}`" for site in plain.default_sites()) or "what it selects"
-    formula = (inspect.getdoc(method.cost) if method.cost.__doc__ else None) or "what it selects, of the base"
+    formula = str(inspect.getdoc(method.cost)) if issubclass(method, Additive) else "what it selects, of the base"
     identity = "yes" if method.identity_at_init else "no"
     return f"`{word(method)}`", method.summary, sites, formula, identity, method.paper
 
@@ -121,12 +122,14 @@ def gates() -> str:
 
 
 def _takes(method: Method, gate: Gate, causal: bool) -> str:
+    if not isinstance(method, Additive):
+        return "no"
     where: dict[str, Any] = {"causal": causal, "mask": "mask"}
     q = Projection("q", "query", "query", "query", 8, 8, **where)
-    attention = Attention("attention", "attend", "key", "value", "x", 8, 8, 8, **where)
+    attention = Attention("attention", "attend", "key", "x", 8, 8, 8, **where)
     ffn = Sublayer("ffn", "output", "residual", "sum", None, "x", 8, **where)
     sites = [site for site in (q, attention, ffn) if method.refusal(site) is None]
-    return "yes" if sites and method.gate_refusal(gate, sites[0]) is None else "no"
+    return "yes" if method.gate_refusal(gate, sites[0]) is None else "no"
 
 
 TABLES = {

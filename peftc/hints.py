@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 
 from peftc.graph.sites import Embedding, Layer, Projection, Trace, Unit, dotted, within
 from peftc.methods.base import Method
+from peftc.methods.selective import Selective
 
 
 def place_in(layer: Layer, method: Method, trace: Trace) -> str:
@@ -35,7 +36,7 @@ def nearest_module(glob: str, trace: Trace) -> str | None:
 
 def _modules(method: Method, trace: Trace) -> Iterator[str]:
     """The modules that a method may change, or parameters of which it may train."""
-    if not method.default_sites():
+    if isinstance(method, Selective):
         yield from (name.rpartition(".")[0] for name in method.trains(trace.parameters))
         return
     for path, unit in _instances(trace):

@@ -16,7 +16,6 @@ Member = tuple[Entry, Spot]
 def check(entries: Sequence[tuple[Entry, tuple[Spot, ...]]]) -> None:
     """Complain, each to its entry, about every illegal placement."""
     for entry, spots in entries:
-        _check_gate_of_selective(entry)
         for spot in spots:
             check_refusal(entry, spot)
             _check_called_again(entry, spot)
@@ -48,16 +47,13 @@ def _check_called_again(entry: Entry, spot: Spot) -> None:
         entry.refuse_once(f"{called}: a {gate.kind} gate reads the x of one", "gate", hint="use a constant gate")
 
 
-def _check_gate_of_selective(entry: Entry) -> None:
-    if entry.selective and entry.method.gate:
+def _check_gate(entry: Entry, spots: Sequence[Spot]) -> None:
+    """One complaint for a method that no gate can scale, or for the first site that cannot be gated so."""
+    gate = entry.method.gate
+    if entry.selective and gate:
         message = f"{entry.method.method} trains the base's own parameters: it adds nothing that a gate could scale"
         entry.refuse(message, "gate", hint="leave its gate out")
-
-
-def _check_gate(entry: Entry, spots: Sequence[Spot]) -> None:
-    """One complaint for the first site that cannot be gated so."""
-    gate = entry.method.gate
-    reasons = (entry.method.gate_refusal(gate, spot.site) for spot in spots if gate)
+    reasons = (entry.additive.gate_refusal(gate, spot.site) for spot in spots if gate)
     reason = next((reason for reason in reasons if reason is not None), None)
     if reason is not None:
         message, hint = said(reason)
@@ -170,7 +166,7 @@ def _reads(entry: Entry, spot: Spot) -> str | Spot:
     """The node whose value a gate reads here; the spot itself stands for an x that nothing else reads."""
     site = spot.site
     if isinstance(site, Sublayer):
-        return entry.method.reads(site) or spot
+        return entry.additive.reads(site) or spot
     if isinstance(site, Attention):
         return site.input
     if not isinstance(site, Projection):

@@ -12,7 +12,9 @@ from peftc.attributes import Attributes, numbers
 from peftc.errors import Problem, raise_all
 from peftc.graph.sites import Layer, Site, Trace, Unit, within
 from peftc.identity import plan_hash, rank, settings
-from peftc.methods.base import Cost, Method, ModuleCall, SharedModule
+from peftc.methods.additive import Additive
+from peftc.methods.base import Method
+from peftc.methods.call import Cost, ModuleCall, SharedModule
 from peftc.selection import chosen, trained_parts
 from peftc.selectors import Entry, Spot, numbered
 from peftc.spec.schema import Spec
@@ -26,7 +28,7 @@ class Placement:
     """
 
     entry: int
-    method: Method
+    method: Additive
     layer: Layer | None
     path: str
     unit: Unit
@@ -143,7 +145,7 @@ def _placements(spots: Sequence[Taken], trace: Trace, attributes: Attributes) ->
     number = numbers([(item[0].index, item[1].path, name(item)) for item in same])
     return tuple(
         Placement(
-            entry=item[0].index, method=item[0].method, layer=item[1].layer, path=item[1].path, unit=item[1].unit,
+            entry=item[0].index, method=item[0].additive, layer=item[1].layer, path=item[1].path, unit=item[1].unit,
             site=item[1].site, name=attributes.at(item[1].path, name(item), number[item[0].index, name(item)]),
         )
         for item in sorted(flat, key=position)

@@ -9,20 +9,22 @@ from peftc.errors import Place, Problem
 from peftc.graph.sites import Parameter, Projection, Trace, within
 from peftc.hints import nearest_module
 from peftc.legality import check_refusal
+from peftc.methods.selective import Selective
 from peftc.selectors import Entry, Spot
 from peftc.spec.schema import Spec
 
 
 def chosen(entry: Entry) -> tuple[str, ...]:
     """The parameters that a selective entry trains; complaints go to the entry."""
-    candidates = _candidates(entry)
+    candidates, method = _candidates(entry), entry.method
     if entry.problems:
         return ()
-    names = entry.method.trains(candidates)
+    assert isinstance(method, Selective)
+    names = method.trains(candidates)
     if not names:
-        where = "there" if entry.restricted or entry.method.at or entry.method.modules else "in this base"
-        hint = f"{entry.method.method} {entry.method.summary}"
-        entry.refuse(f"{entry.method.method} finds nothing to train {where}", "method", hint=hint)
+        where = "there" if entry.restricted or method.at or method.modules else "in this base"
+        hint = f"{method.method} {method.summary}"
+        entry.refuse(f"{method.method} finds nothing to train {where}", "method", hint=hint)
     return names
 
 

@@ -9,7 +9,9 @@ from fnmatch import fnmatchcase
 from peftc.errors import Place, Problem
 from peftc.graph.sites import Attention, Embedding, Layer, Projection, Site, Trace, Unit, around, dotted, within
 from peftc.hints import glob_of, nearest_module
+from peftc.methods.additive import Additive
 from peftc.methods.base import Method
+from peftc.methods.selective import Selective
 from peftc.spec.complaints import closest
 from peftc.spec.document import Step
 from peftc.spec.layers import LayersError, ranges, select
@@ -64,7 +66,13 @@ class Entry:
     @property
     def selective(self) -> bool:
         """Whether it trains parameters of the base and adds nothing: it has no sites of its own."""
-        return not self.method.default_sites()
+        return isinstance(self.method, Selective)
+
+    @property
+    def additive(self) -> Additive:
+        """The method of an entry that has sites of its own."""
+        assert isinstance(self.method, Additive)
+        return self.method
 
     def layers(self) -> tuple[Layer, ...]:
         """The layers that it names, tower by tower."""

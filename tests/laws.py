@@ -15,8 +15,10 @@ from pydantic import BaseModel
 from peftc.emit.artifact import Artifact, emit
 from peftc.graph.sites import Layer, Trace
 from peftc.methods import METHODS
+from peftc.methods.additive import Additive
 from peftc.methods.base import Method
 from peftc.methods.gate import Gate, Kind
+from peftc.methods.selective import Selective
 from peftc.plan import resolve
 from peftc.report.budget import budget
 from peftc.rewrite import rewrite
@@ -123,7 +125,7 @@ def samples(tiny: Tiny) -> dict[str, list[Entry]]:
 def offered(method: type[Method], tiny: Tiny) -> bool:
     """Whether the base has something that a method can take or train."""
     made, layer = _made(entry(method)), first_layer(tiny)
-    if not made.default_sites():
+    if isinstance(made, Selective):
         return bool(made.trains(trace(tiny).parameters))
     return all(layer.find(site) for site in made.default_sites())
 
@@ -171,6 +173,8 @@ def everywhere(method: type[Method], tiny: Tiny) -> list[str]:
 def gates(method: type[Method], tiny: Tiny) -> list[Kind]:
     """The kinds of gate that the method may have here alone."""
     made = _made(entry(method))
+    if not isinstance(made, Additive):
+        return []
     sites = [place[2] for name in made.default_sites() if (place := first_layer(tiny).find(name))]
     kinds = [kind for kind in get_args(Kind) if kind != "central"] if sites else []
     return [kind for kind in kinds if not any(made.gate_refusal(Gate(kind=kind), site) for site in sites)]

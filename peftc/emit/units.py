@@ -13,7 +13,7 @@ from textwrap import wrap
 from peftc import modules
 from peftc.emit.literal import WIDTH, literal
 from peftc.errors import Defect
-from peftc.methods.base import ModuleCall
+from peftc.methods.call import ModuleCall
 from peftc.report.patterns import compress, template
 from peftc.rewrite.program import Addition, Body
 from peftc.spec.layers import number, ranges

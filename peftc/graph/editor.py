@@ -18,7 +18,7 @@ from peftc.graph.branches import choose, end_of, leave
 from peftc.graph.sites import Attention, Embedding, Projection, Site, Sublayer, Windowed, Written
 
 if TYPE_CHECKING:
-    from peftc.methods.base import ModuleCall
+    from peftc.methods.call import ModuleCall
 
 __all__ = ["Editor", "Gating", "choose"]
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from peftc.graph.sites import Parameter, Site, Sublayer
-from peftc.methods.base import Cost, Method, ModuleCall, SharedModule
+from peftc.graph.sites import Site, Sublayer
+from peftc.methods.additive import Additive
+from peftc.methods.call import Cost, ModuleCall, SharedModule
 from peftc.methods.gate import Gate
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ Activation = Annotated[
 ]
 
 
-class Adapter(Method):
+class Adapter(Additive):
     """h + scale (up act(down x)), h the output of a sublayer and a its residual.
 
     houlsby, arXiv:1902.00751: x = h, after attention and feed-forward.  pfeiffer, arXiv:2005.00247: x = LN(h + a) by
@@ -92,7 +93,7 @@ class Adapter(Method):
         place = edit.add if self.variant == "parallel" else edit.add_after
         place(site, delta)
 
-    def neutral(self, call: ModuleCall) -> ModuleCall | None:
+    def neutral(self, call: ModuleCall) -> ModuleCall:
         return call
 
     def cost(self, site: Site) -> Cost:
@@ -102,7 +103,4 @@ class Adapter(Method):
         return Cost(size, size)
 
     def notes(self) -> tuple[str, ...]:
-        return ()
-
-    def trains(self, parameters: Mapping[str, Parameter]) -> tuple[str, ...]:
         return ()

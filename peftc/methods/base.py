@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from peftc.graph.sites import Parameter, Site, Sublayer
-from peftc.methods.call import Cost, ModuleCall, SharedModule
+from peftc.graph.sites import Site
 from peftc.methods.gate import Gate
-
-if TYPE_CHECKING:
-    from peftc.graph.editor import Editor
-
-__all__ = ["Cost", "Method", "ModuleCall", "Names", "SharedModule"]
 
 
 def _listed(value: Any) -> Any:
@@ -57,42 +50,6 @@ class Method(BaseModel):
     @abstractmethod
     def refusal(self, site: Site) -> str | None:
         """Why it cannot attach at a site, or None."""
-
-    @abstractmethod
-    def gate_refusal(self, gate: Gate, site: Site) -> str | None:
-        """Why what it adds at a site cannot be gated so, or None."""
-
-    @abstractmethod
-    def gate_width(self, site: Site) -> int:
-        """The width of the x that its gate reads at a site."""
-
-    @abstractmethod
-    def reads(self, site: Sublayer) -> str | None:
-        """The node of the unit that it reads at a sublayer; None where x is made for it alone, or it stands at none."""
-
-    @abstractmethod
-    def module(self, site: Site) -> ModuleCall | None:
-        """What it adds at a site."""
-
-    @abstractmethod
-    def shared(self, sites: Sequence[Site]) -> SharedModule | None:
-        """What it adds once for all of these sites of one tower."""
-
-    @abstractmethod
-    def rewrite(self, site: Site, edit: Editor) -> None:
-        """How the graph changes at a site."""
-
-    @abstractmethod
-    def neutral(self, call: ModuleCall) -> ModuleCall | None:
-        """The same module without any effect, for the proof: as it starts where that is the identity; None if none."""
-
-    @abstractmethod
-    def cost(self, site: Site) -> Cost:
-        """What it costs at a site, its gate and what is shared left out."""
-
-    @abstractmethod
-    def trains(self, parameters: Mapping[str, Parameter]) -> tuple[str, ...]:
-        """Which of these parameters of the base train."""
 
     @abstractmethod
     def notes(self) -> tuple[str, ...]:

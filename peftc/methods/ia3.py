@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from peftc.graph.sites import Parameter, Projection, Site, Sublayer
-from peftc.methods.base import Cost, Method, ModuleCall, SharedModule
+from peftc.graph.sites import Projection, Site, Sublayer
+from peftc.methods.additive import Additive
+from peftc.methods.call import Cost, ModuleCall, SharedModule
 from peftc.methods.gate import Gate
 
 if TYPE_CHECKING:
     from peftc.graph.editor import Editor
 
 
-class IA3(Method):
+class IA3(Additive):
     """h * l; gated, h * (1 + g (l - 1)).  Liu et al. 2022, arXiv:2205.05638."""
 
     paper: ClassVar[str] = "arXiv:2205.05638"
@@ -53,7 +54,7 @@ class IA3(Method):
         scale = edit.scale_input if _at_input(site) else edit.scale_output
         scale(site, self.module(site), gate)
 
-    def neutral(self, call: ModuleCall) -> ModuleCall | None:
+    def neutral(self, call: ModuleCall) -> ModuleCall:
         return call
 
     def cost(self, site: Site) -> Cost:
@@ -61,9 +62,6 @@ class IA3(Method):
         return Cost(_width(site), _width(site))
 
     def notes(self) -> tuple[str, ...]:
-        return ()
-
-    def trains(self, parameters: Mapping[str, Parameter]) -> tuple[str, ...]:
         return ()
 
 

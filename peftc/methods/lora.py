@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from peftc.graph.sites import Attention, Embedding, Parameter, Projection, Site, Sublayer
-from peftc.methods.base import Cost, Method, ModuleCall, SharedModule
+from peftc.graph.sites import Attention, Embedding, Projection, Site, Sublayer
+from peftc.methods.additive import Additive
+from peftc.methods.call import Cost, ModuleCall, SharedModule
 from peftc.methods.gate import Gate
 
 if TYPE_CHECKING:
     from peftc.graph.editor import Editor
 
 
-class LoRA(Method):
+class LoRA(Additive):
     """W x + (alpha / rank) B A x.  Hu et al. 2021, arXiv:2106.09685; `scaling: sqrt`, arXiv:2312.03732."""
 
     paper: ClassVar[str] = "arXiv:2106.09685"
@@ -76,7 +77,7 @@ class LoRA(Method):
         delta = edit.call(self.module(site), x)
         edit.add(site, edit.gated(delta, on=x))
 
-    def neutral(self, call: ModuleCall) -> ModuleCall | None:
+    def neutral(self, call: ModuleCall) -> ModuleCall:
         return call
 
     def cost(self, site: Site) -> Cost:
@@ -84,9 +85,6 @@ class LoRA(Method):
         assert isinstance(site, Projection | Embedding)
         ends = (site.inputs, site.outputs) if isinstance(site, Projection) else (site.count, site.width)
         return Cost(self.rank * sum(ends), self.rank * sum(ends))
-
-    def trains(self, parameters: Mapping[str, Parameter]) -> tuple[str, ...]:
-        return ()
 
     def notes(self) -> tuple[str, ...]:
         return ("lora: where a gate stands, alpha and scaling are inert: it replaces them",) if self.gate else ()

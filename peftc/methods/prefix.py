@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from peftc.graph.sites import Attention, Parameter, Site, Sublayer
-from peftc.methods.base import Cost, Method, ModuleCall, SharedModule
+from peftc.graph.sites import Attention, Site, Sublayer
+from peftc.methods.additive import Additive
+from peftc.methods.call import Cost, ModuleCall, SharedModule
 from peftc.methods.gate import Gate
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ class Reparametrisation(BaseModel):
     hidden: int = Field(512, ge=1, le=65536, description="the width between W1 and W2")
 
 
-class Prefix(Method):
+class Prefix(Additive):
     """K = [P_K; K], V = [P_V; V].  Li and Liang 2021, arXiv:2101.00190."""
 
     identity_at_init: ClassVar[bool] = False  # even zero keys take softmax mass
@@ -81,7 +82,7 @@ class Prefix(Method):
         gate = edit.gate(on=edit.input(site))
         edit.join(site, edit.call(self.module(site)), gate)
 
-    def neutral(self, call: ModuleCall) -> ModuleCall | None:
+    def neutral(self, call: ModuleCall) -> ModuleCall:
         """Tables of no keys and no values; a trunk needs no more than one hidden number to make them."""
         least = {"length": 0, "hidden": 1}
         return ModuleCall(call.name, tuple((k, least.get(k, v)) for k, v in call.arguments))
@@ -94,6 +95,3 @@ class Prefix(Method):
 
     def notes(self) -> tuple[str, ...]:
         return ("prefix: never the identity at initialisation, its keys take softmax mass even where they are zero",)
-
-    def trains(self, parameters: Mapping[str, Parameter]) -> tuple[str, ...]:
-        return ()

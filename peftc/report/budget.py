@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from peftc.errors import Problem, raise_all
 from peftc.graph.sites import Layer, Parameter, Projection, Trace, dotted
-from peftc.methods.base import Cost
+from peftc.methods.call import Cost
 from peftc.plan import PlacedGate, Placement, Plan, Selection
 
 if TYPE_CHECKING:

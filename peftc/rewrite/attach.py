@@ -10,7 +10,7 @@ from torch import fx
 
 from peftc.graph.editor import Editor, Gating
 from peftc.graph.sites import Attention, Projection, Site, Trace
-from peftc.methods.base import ModuleCall
+from peftc.methods.call import ModuleCall
 from peftc.plan import PlacedGate, PlacedShared, Placement, Plan
 from peftc.rewrite.passes import copied
 from peftc.rewrite.program import Addition, Body, Program

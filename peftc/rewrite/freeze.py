@@ -10,7 +10,7 @@ import torch
 
 from peftc import modules
 from peftc.errors import Defect
-from peftc.methods.base import ModuleCall
+from peftc.methods.call import ModuleCall
 from peftc.rewrite.program import Program
 
 

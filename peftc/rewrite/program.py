@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from peftc.graph.sites import Unit
-from peftc.methods.base import ModuleCall
+from peftc.methods.call import ModuleCall
 from peftc.plan import PlacedShared, Plan
 
 if TYPE_CHECKING:

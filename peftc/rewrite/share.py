@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import fx
 
 from peftc.graph.branches import given
-from peftc.methods.base import ModuleCall
+from peftc.methods.call import ModuleCall
 from peftc.rewrite.program import Body, Program
 from peftc.spec.layers import number
 from peftc.trace.fingerprint import spelled

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from peftc.emit.artifact import printed
-from peftc.methods.base import ModuleCall
+from peftc.methods.call import ModuleCall
 from peftc.rewrite.passes import copied
 from peftc.rewrite.program import Addition, Body, Program
 from peftc.rewrite.simplify import without_idle
@@ -151,7 +151,7 @@ def _neutral(program: Program) -> Program:
 
     def call(path: str, name: str, given: ModuleCall) -> ModuleCall:
         method = methods.get((path, name))
-        return (method.neutral(given) if method else None) or given
+        return method.neutral(given) if method else given
 
     def quiet(addition: Addition) -> Addition:
         return Addition(addition.name, {p: call(p, addition.name, c) for p, c in addition.calls.items()})

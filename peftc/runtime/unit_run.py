@@ -234,7 +234,7 @@ def fused_parts(program: Program, *paths: str) -> frozenset[str]:
 def neutral_shared(shared: PlacedShared) -> Any:
     """The call that builds what is shared, without effect."""
     call = shared.module.call
-    return shared.members[0].method.neutral(call) or call
+    return shared.members[0].method.neutral(call)
 
 
 def _placed(emitted: Any) -> Iterator[tuple[str, tuple[type[nn.Module], int | None]]]:

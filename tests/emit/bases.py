@@ -16,7 +16,7 @@ from transformers.models.bert.modeling_bert import BertSelfAttention
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMLP
 
-from peftc.methods.base import ModuleCall
+from peftc.methods.call import ModuleCall
 from tests.emit.programs import Written, body, written
 
 BERT = BertConfig(

@@ -12,7 +12,7 @@ from peftc.emit.module import Heading, module_source
 from peftc.emit.provenance import base_config
 from peftc.emit.statements import Forward
 from peftc.graph.sites import Trace, Unit
-from peftc.methods.base import Cost, ModuleCall, SharedModule
+from peftc.methods.call import Cost, ModuleCall, SharedModule
 from peftc.plan import PlacedShared, Plan
 from peftc.rewrite.program import Addition, Body, Program
 from peftc.spec.layers import number

@@ -13,7 +13,7 @@ import pytest
 
 from peftc.emit.artifact import Artifact
 from peftc.errors import PeftcError
-from peftc.methods.base import Cost
+from peftc.methods.call import Cost
 from peftc.report.budget import Budget
 
 FREE = Budget(0, 0, Cost(0, 0), ())

@@ -15,7 +15,8 @@ from peftc.graph.editor import Editor, Gating
 from peftc.graph.sites import Attention, Embedding, Projection, Unit
 from peftc.graph.verify import verify
 from peftc.methods.adapter import Adapter
-from peftc.methods.base import Method, ModuleCall
+from peftc.methods.additive import Additive
+from peftc.methods.call import ModuleCall
 from peftc.methods.ia3 import IA3
 from peftc.methods.lora import LoRA
 from peftc.methods.prefix import Prefix
@@ -38,7 +39,7 @@ def statements(graph: fx.Graph) -> list[str]:
     return lines
 
 
-def edited(layer: PostNorm | PreNorm, placements: Sequence[tuple[Method, str]]) -> tuple[fx.Graph, Editor]:
+def edited(layer: PostNorm | PreNorm, placements: Sequence[tuple[Additive, str]]) -> tuple[fx.Graph, Editor]:
     graph = fx.Tracer().trace(layer)
     sites, editor = layer.sites(graph), Editor(graph)
     for method, at in placements:
@@ -49,7 +50,7 @@ def edited(layer: PostNorm | PreNorm, placements: Sequence[tuple[Method, str]]) 
     return graph, editor
 
 
-def changes(layer: PostNorm | PreNorm, *placements: tuple[Method, str]) -> list[str]:
+def changes(layer: PostNorm | PreNorm, *placements: tuple[Additive, str]) -> list[str]:
     """The statements that are new or read something else."""
     before = statements(fx.Tracer().trace(layer))
     return [line for line in statements(edited(layer, placements)[0]) if line not in before]
@@ -119,7 +120,7 @@ def test_houlsby_reads_the_output() -> None:
     ]
 
 
-PLACEMENTS: tuple[tuple[Method, str], ...] = (
+PLACEMENTS: tuple[tuple[Additive, str], ...] = (
     (LoRA(rank=2, gate=SEQUENCE), "v"),
     (IA3(gate=SEQUENCE), "v"),
     (Prefix(length=2, gate=SEQUENCE), "attention"),

@@ -9,7 +9,8 @@ from torch import Tensor, fx, nn
 from peftc import modules
 from peftc.graph.editor import Editor, Gating
 from peftc.graph.sites import Attention, Projection, Site, Sublayer
-from peftc.methods.base import Method, ModuleCall
+from peftc.methods.additive import Additive
+from peftc.methods.call import ModuleCall
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -89,7 +90,7 @@ def _sites(
     return {site.name: site for site in found}
 
 
-def rewritten(layer: PostNorm | PreNorm, methods: Sequence[Method]) -> fx.GraphModule:
+def rewritten(layer: PostNorm | PreNorm, methods: Sequence[Additive]) -> fx.GraphModule:
     """The layer with these methods at their default sites (or `at`), one gate for each placement."""
     graph = fx.Tracer().trace(layer)
     sites, editor = layer.sites(graph), Editor(graph)
@@ -104,7 +105,7 @@ def rewritten(layer: PostNorm | PreNorm, methods: Sequence[Method]) -> fx.GraphM
     return fx.GraphModule(layer, graph)
 
 
-def gating(method: Method, site: Site, name: str) -> Gating | None:
+def gating(method: Additive, site: Site, name: str) -> Gating | None:
     gate = method.gate
     return Gating(f"{name}_gate", gate.call(method.gate_width(site), 1), gate.reads) if gate else None
 

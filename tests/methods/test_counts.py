@@ -8,12 +8,14 @@ import pytest
 
 from peftc.graph.sites import Attention, Parameter, Projection, Site, Sublayer
 from peftc.methods.adapter import Adapter
-from peftc.methods.base import Cost, Method
+from peftc.methods.additive import Additive
 from peftc.methods.bitfit import BitFit
+from peftc.methods.call import Cost
 from peftc.methods.ia3 import IA3
 from peftc.methods.lora import LoRA
 from peftc.methods.norm import Norm
 from peftc.methods.prefix import Prefix
+from peftc.methods.selective import Selective
 
 BASE = 109_482_240
 G = {"gate": {"kind": "sequence"}}
@@ -28,7 +30,7 @@ def layer(d: int, f: int) -> dict[str, Site]:
     return {site.name: site for site in sites}
 
 
-def total(methods: Sequence[Method], d: int = 768, f: int = 3072, layers: int = 12, one_gate: bool = False) -> Cost:
+def total(methods: Sequence[Additive], d: int = 768, f: int = 3072, layers: int = 12, one_gate: bool = False) -> Cost:
     sites, costs = layer(d, f), []
     for method in methods:
         mine = [sites[name] for name in method.at or method.default_sites()]
@@ -64,7 +66,7 @@ APL = (*AP, LoRA(**G))
         (APL, 11_083_376, 1_410_672),
     ],
 )
-def test_bert_base(methods: Sequence[Method], trained: int, stored: int) -> None:
+def test_bert_base(methods: Sequence[Additive], trained: int, stored: int) -> None:
     assert total(methods) == Cost(trained, stored)
 
 
@@ -101,6 +103,6 @@ def bert_parameters() -> dict[str, Parameter]:
 
 
 @pytest.mark.parametrize(("method", "count"), [(BitFit(), 102_912), (Norm(), 38_400)])
-def test_selective(method: Method, count: int) -> None:
+def test_selective(method: Selective, count: int) -> None:
     parameters = bert_parameters()
     assert sum(parameters[name].size for name in method.trains(parameters)) == count

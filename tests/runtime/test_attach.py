@@ -16,7 +16,7 @@ from transformers import BertForSequenceClassification, BertModel
 import peftc
 from peftc.emit.artifact import Artifact
 from peftc.errors import PeftcError
-from peftc.methods.base import Cost
+from peftc.methods.call import Cost
 from peftc.report.budget import Budget
 from peftc.runtime import attach
 from tests.emit.bases import BERT, bert, gpt2, ids, llama, lora

@@ -17,7 +17,7 @@ from peftc.methods import METHODS
 from tests import test_laws as laws
 from tests.laws import Case, answer, perturbed, samples, spec, trace, word
 from tests.renamed import Lantern, LanternConfig, River, RiverSizes
-from tests.zoo import Tiny, fresh, inputs
+from tests.zoo import Tiny, drawn, fresh, inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,13 +30,7 @@ class Renamed(Tiny):
         return {"model_type": "bert"}  # a spec needs some base; attaching looks at the model alone
 
     def model(self, task: str | None = "usual", *, attention: str = "sdpa", seed: int = 0, **changes: Any) -> Any:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = self.make()
-            with torch.no_grad():
-                for parameter in model.parameters():
-                    parameter.add_(0.2 * torch.randn_like(parameter))
-        return model.eval()
+        return drawn(self.make, seed)
 
 
 BOTH = (

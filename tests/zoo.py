@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -46,13 +46,19 @@ class Tiny:
         """A model in eval mode whose weights depend on the seed alone, biases and norms moved off zero and one."""
         written = self.config(**changes)
         config = AutoConfig.for_model(written.pop("model_type"), **written)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = auto(self.task if task == "usual" else task).from_config(config, attn_implementation=attention)
-            with torch.no_grad():
-                for parameter in model.parameters():
-                    parameter.add_(0.2 * torch.randn_like(parameter))
-        return model.eval()
+        kind = auto(self.task if task == "usual" else task)
+        return drawn(lambda: kind.from_config(config, attn_implementation=attention), seed)
+
+
+def drawn(make: Callable[[], Any], seed: int) -> Any:
+    """A model in eval mode, seeded, every parameter moved off its first values."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = make()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    return model.eval()
 
 
 ZOO = (

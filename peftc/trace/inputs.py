@@ -84,8 +84,8 @@ def inputs(model: nn.Module, scenario: Scenario, point: Point, run: Runner) -> d
 
 def _listens(model: nn.Module) -> bool:
     """Whether a decoder without an encoder of its own attends to the states of another's."""
-    crosses = "encoder_hidden_states" in parameters(model) and getattr(model.config, "add_cross_attention", False)
-    return bool(crosses) and not is_paired(model)
+    crosses = getattr(getattr(model, "config", None), "add_cross_attention", False)
+    return bool(crosses) and "encoder_hidden_states" in parameters(model) and not is_paired(model)
 
 
 def _heard(model: Any, point: Point, scenario: Scenario) -> dict[str, Any]:

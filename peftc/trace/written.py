@@ -58,7 +58,7 @@ def attentions(view: View) -> Iterator[Found]:
 def _one_input(view: View, *factors: fx.Node) -> bool:
     """Whether linear maps of one value make all of these: not so for products of positions that add to the scores."""
     linears = [linear for factor in factors for linear in dataflow.upstream(view.flow, factor, view.is_linear)]
-    inputs = {getattr(linear.args[0], "name", "") for linear in linears}
+    inputs = {str(linear.args[0]) for linear in linears}
     return len(linears) >= len(factors) and len({view.alike.get(name, name) for name in inputs}) == 1
 
 

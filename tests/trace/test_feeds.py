@@ -146,6 +146,15 @@ def test_a_decoder_that_listens_is_called_with_an_encoder_s_words_and_without() 
     assert [None if h is None else tuple(h.shape) for h in heard] == [(2, 9, 32)] * 7 + [None] * 7
 
 
+class Configless(Refusing):
+    def forward(self, input_ids: torch.Tensor, encoder_hidden_states: Any = None) -> torch.Tensor:
+        return input_ids * self.scale
+
+
+def test_a_model_without_a_config_listens_to_no_encoder() -> None:
+    assert inputs(Configless(), SCENARIOS[0], POINTS[0], running) is not None
+
+
 class Unbound(Refusing):
     def forward(self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None = None) -> torch.Tensor:
         if pixel_values is None:

@@ -8,12 +8,12 @@ from typing import Any
 
 from peftc.graph.sites import Attention, Projection, Sublayer
 from peftc.hints import place_in
-from peftc.selectors import Entry, Spot
+from peftc.selectors import Entry, Spot, Taken
 
 Member = tuple[Entry, Spot]
 
 
-def check(entries: Sequence[tuple[Entry, tuple[Spot, ...]]]) -> None:
+def check(entries: Sequence[Taken]) -> None:
     """Complain, each to its entry, about every illegal placement."""
     for entry, spots in entries:
         for spot in spots:
@@ -99,7 +99,7 @@ def _grouped(members: Sequence[Member], key: Callable[[Spot], Any]) -> list[list
     return [list(group) for _, group in groupby(ordered, key=lambda member: key(member[1]))]
 
 
-def _check_central(entries: Sequence[tuple[Entry, tuple[Spot, ...]]]) -> None:
+def _check_central(entries: Sequence[Taken]) -> None:
     shared: dict[str, list[Member]] = {}
     for entry, spots in entries:
         gate = entry.method.gate
@@ -175,7 +175,7 @@ def _reads(entry: Entry, spot: Spot) -> str | Spot:
     return str(call.all_input_nodes[0].name)
 
 
-def _check_twice(entries: Sequence[tuple[Entry, tuple[Spot, ...]]]) -> None:
+def _check_twice(entries: Sequence[Taken]) -> None:
     """The same method on one site by two entries, unless one says that it is meant."""
     taken: dict[tuple[str, str, str], Entry] = {}
     for entry, spots in entries:

@@ -16,7 +16,7 @@ from peftc.methods.additive import Additive
 from peftc.methods.base import Method
 from peftc.methods.call import Cost, ModuleCall, SharedModule
 from peftc.selection import chosen, trained_parts
-from peftc.selectors import Entry, Spot, numbered
+from peftc.selectors import Entry, Spot, Taken, numbered
 from peftc.spec.schema import Spec
 
 
@@ -78,9 +78,6 @@ class Plan:
     selections: tuple[Selection, ...]
     notes: tuple[str, ...]
     hash: str
-
-
-Taken = tuple[Entry, Sequence[Spot]]
 
 
 def resolve(spec: Spec, trace: Trace) -> Plan:

@@ -210,6 +210,9 @@ class Entry:
         return self.method.layers != "all" or self.method.towers is not None
 
 
+Taken = tuple[Entry, tuple[Spot, ...]]  # an entry, and the sites that it takes
+
+
 def _places(layer: Layer, name: str) -> list[tuple[str, Unit, Site]]:
     """The first unit's site of a name; of several attentions that are units of their own, each one's."""
     first, whole = layer.find(name), dotted(name.rpartition(".")[0], "attention")

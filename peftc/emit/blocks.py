@@ -58,7 +58,7 @@ class Body:
 
 def blocks(graph: fx.Graph) -> Body:
     """The statements of a graph, in its order."""
-    phis = {n for n in graph.nodes if is_phi(n)}
+    phis = {n for n in graph.nodes if _is_phi(n)}
     unpacked = {n: targets for n in graph.nodes if (targets := _unpacking(n)) is not None}
     slots = {t for items in unpacked.values() for t in items if t is not None}
     inline = _inline(graph, phis, slots, unpacked)
@@ -68,7 +68,7 @@ def blocks(graph: fx.Graph) -> Body:
     return Body(items, frozenset(inline))
 
 
-def is_phi(node: fx.Node) -> bool:
+def _is_phi(node: fx.Node) -> bool:
     """A choice between values of which at least one is made under the condition."""
     if node.target is not choose:
         return False
@@ -82,7 +82,7 @@ def _under(node: fx.Node, condition: object) -> bool:
 def _unpacking(node: fx.Node) -> tuple[fx.Node | None, ...] | None:
     """The items of a tuple that is only ever taken apart into named values; None where it is not."""
     indices = {user: index for user in node.users if (index := _index(user, node)) is not None}
-    if not node.users or is_phi(node) or node.target is packed or len(indices) != len(node.users):
+    if not node.users or _is_phi(node) or node.target is packed or len(indices) != len(node.users):
         return None
     if node.meta.get("uneven"):
         return None
@@ -270,6 +270,3 @@ def flat(items: Sequence[Item]) -> list[Item]:
         if isinstance(item, Branch):
             found += [*flat(item.if_true), *flat(item.if_false)]
     return found
-
-
-__all__ = ["Body", "Branch", "Item", "Statement", "blocks", "flat", "is_phi"]

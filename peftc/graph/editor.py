@@ -14,13 +14,11 @@ from torch.fx.node import Argument, Target
 from peftc import modules
 from peftc.errors import Defect
 from peftc.graph import joints, norms, slots
-from peftc.graph.branches import choose, end_of, leave
+from peftc.graph.branches import end_of, leave
 from peftc.graph.sites import Attention, Embedding, Projection, Site, Sublayer, Windowed, Written
 
 if TYPE_CHECKING:
     from peftc.methods.call import ModuleCall
-
-__all__ = ["Editor", "Gating", "choose"]
 
 Arguments = tuple[Argument, ...]
 Options = dict[str, Argument]

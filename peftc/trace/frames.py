@@ -16,12 +16,7 @@ import torch
 from peftc.trace.values import Value
 
 OWN = tuple(f"{folder}/" for folder in (Path(torch.__file__).parent, Path(__file__).parent))
-NO_RESULT = (
-    "UNPACK",
-    "STORE",
-    "LOAD_FAST",
-    "FOR_ITER",
-)  # of these, or of several values, one that is stored is no news
+NO_RESULT = ("UNPACK", "STORE", "LOAD_FAST", "FOR_ITER")  # what is stored behind one is no new value, or one of several
 Position = tuple[int | None, int | None, int | None, int | None]
 
 

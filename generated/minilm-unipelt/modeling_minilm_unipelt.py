@@ -558,6 +558,7 @@ class Compiled(nn.Module):
         """Swap the units' classes, build the additions (their values depend on seed and name alone), freeze."""
         dtype = DTYPE or next(p.dtype for p in self.parameters() if p.is_floating_point())
         self.base_values: dict[str, torch.Tensor] = {}
+        self.holds_base = False  # what trains in place, inside disable_adapter
         self.added = build(self, dtype, self.share)
         for pattern, unit in UNITS.items():
             for path, layer in expand(pattern):
@@ -682,6 +683,7 @@ class Compiled(nn.Module):
         self, save_directory: str | Path, is_main_process: bool = True, *args: Any, **kwargs: Any
     ) -> None:
         """As the base's, with this source beside the weights: the folder loads with `trust_remote_code=True`."""
+        self.kept()
         config: Any = self.config
         emitted = next(c for c in type(self).__mro__ if c.__module__ == Compiled.__module__)  # FSDP puts one before it
         config.auto_map = dict.fromkeys(AUTO_CLASSES, f"modeling_{NAME}.{emitted.__name__}")
@@ -697,7 +699,9 @@ class Compiled(nn.Module):
         return table
 
     def kept(self) -> dict[str, nn.Parameter]:
-        """What an adapter file holds: the parameters that were added or train."""
+        """What an adapter file holds: the parameters that were added or train, with their trained values."""
+        if self.holds_base:
+            raise ValueError("inside disable_adapter what trains in place has the base's values: save and load outside")
         parameters, trained = dict(self.named_parameters()), set(trained_names())
         added = self.added_names()
         return {name: p for name, p in parameters.items() if name in added or name in trained}
@@ -781,16 +785,18 @@ class Compiled(nn.Module):
         if other := {p for p, m in self.named_modules() if isinstance(m, kinds) and type(m) not in kinds}:
             raise ValueError(report("not switched off: something has changed classes", {"changed": other}))
         units = [(module, type(module)) for module in self.modules() if type(module) in kinds]
-        trained = {name: present[name].data for name in values}
+        trained, before = {name: present[name].data for name in values}, self.holds_base
         try:
             for module, unit in units:
                 become(module, unit.__bases__[0])
             give(present, values)
+            self.holds_base = bool(values) or before
             yield
         finally:
             for module, unit in units:
                 become(module, unit)
             give(present, trained)
+            self.holds_base = before
 
 
 class BertForSequenceClassification(Compiled, base.BertForSequenceClassification):

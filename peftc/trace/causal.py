@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from peftc.graph.sites import within
-from peftc.trace.feeds import DECODER, FAILURES, Feed, Point, feed, is_paired
+from peftc.trace.feeds import DECODER, FAILURES, Feed, Point, feed
 from peftc.trace.nested import tensors_in
 from peftc.trace.observed import Observed
 from peftc.trace.state import unchanged
@@ -78,7 +78,7 @@ def _run(model: nn.Module, reads: Feed, length: int, first: int) -> dict[nn.Modu
     ids = torch.arange(length, device=device) % 4 + first
     sizes = (2, *(1 for _ in given[str(reads.ids)].shape[2:]), length)
     pair = torch.stack([ids, ids.index_fill(0, ids.new_tensor([length - 1]), first + 4)]).view(sizes)
-    names = (str(reads.ids), *([DECODER] if is_paired(model) else []))
+    names = (str(reads.ids), *([DECODER] if reads.paired else []))
     same = {name: torch.stack([ids, ids]).view(sizes) for name in names}
     for name in reversed(same):
         with _compared(model, length) as seen:

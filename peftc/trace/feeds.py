@@ -61,12 +61,14 @@ class Feed:
     """What a model is called with: its inputs, the mask over the first of them that has one, and constants.
 
     `dtype` is that of what it sees or hears: a model in half precision takes pixels and sound in half precision.
+    `paired`: its decoder is given ids of its own beside them.
     """
 
     inputs: tuple[Input, ...]
     mask: str | None = None
     constants: Mapping[str, Any] = field(default_factory=dict)
     dtype: torch.dtype = torch.float32
+    paired: bool = False
 
     def made(self, point: Point, device: torch.device, mask: bool) -> dict[str, Any]:
         """The keyword arguments at a point: zeros, and a mask that hides nothing."""
@@ -107,8 +109,9 @@ def float_dtype(model: nn.Module) -> torch.dtype:
 def feed(model: nn.Module) -> Feed:
     """The first of what a model may read that it answers to, at both points."""
     if model not in _FOUND:
-        dtype = float_dtype(model)
-        _FOUND[model] = _answered(model, [replace(candidate, dtype=dtype) for candidate in _candidates(model)])
+        dtype, paired = float_dtype(model), is_paired(model)
+        found = [replace(candidate, dtype=dtype, paired=paired) for candidate in _candidates(model)]
+        _FOUND[model] = _answered(model, found)
     return _FOUND[model]
 
 
@@ -148,12 +151,12 @@ def _run(model: nn.Module, candidate: Feed, point: Point, mask: bool) -> None:
 
 def whole(model: nn.Module, reads: Feed, point: Point, device: torch.device, mask: bool) -> dict[str, Any]:
     """What a model is called with at a point: its feed, and a decoder's own ids."""
-    own = {DECODER: zeros((point.batch, point.length), torch.long, device)} if is_paired(model) else {}
+    own = {DECODER: zeros((point.batch, point.length), torch.long, device)} if reads.paired else {}
     return reads.made(point, device, mask) | own
 
 
 def is_paired(model: nn.Module) -> bool:
-    """Whether a decoder reads ids of its own beside the encoder's input: it must, or the config says so."""
+    """Whether a decoder may read ids of its own beside the encoder's input: it must, or the config says so."""
     own, config = parameters(model).get(DECODER), getattr(model, "config", None)
     return own is not None and (own.default is own.empty or bool(getattr(config, "is_encoder_decoder", False)))
 
@@ -190,9 +193,12 @@ def _candidates(model: nn.Module) -> Iterator[Feed]:
 
 
 def _rarer(model: nn.Module, usual: Feed) -> Iterator[Feed]:
-    """Ids of several choices for each example, of as many as there are examples."""
+    """Ids that a decoder reads too, or is given as many of; ids of as many choices for each example as examples."""
     if usual.is_text:
         name = usual.inputs[0].name
+        if usual.paired:
+            alike = replace(usual, inputs=(_ids(name, paired=False),))
+            yield from (replace(alike, paired=False), alike)
         yield replace(usual, inputs=(Input(name, lambda p: (p.batch, p.batch, p.length), "ids", axis=2),))
 
 

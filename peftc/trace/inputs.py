@@ -62,11 +62,13 @@ SCENARIOS = (
 def inputs(model: nn.Module, scenario: Scenario, point: Point, run: Runner) -> dict[str, Any] | None:
     """The keyword arguments of one call; None where the model has no such scenario."""
     reads = feed(model)
-    if scenario.cache != "none" and not (takes_use_cache(model) and _cache(model, run)):
+    if scenario.cache != "none" and not takes_use_cache(model):
+        return None
+    if scenario.continues and not _cache(model, run):
         return None
     if scenario.alone and not _listens(model):
         return None
-    if scenario.halved and not (is_paired(model) and DECODER_MASK in parameters(model)):
+    if scenario.halved and not (reads.paired and DECODER_MASK in parameters(model)):
         return None
     length = 1 if scenario.cache == "single" else point.length
     now, heard = replace(point, length=length), _heard(model, point, scenario)
@@ -110,7 +112,7 @@ def _given(model: nn.Module, reads: Feed, point: Point, before: int, mask: bool)
     """What comes next, and a mask over that and what came before; with an encoder, ids and mask for both."""
     given = whole(model, reads, point, META, mask)
     everything = zeros((point.batch, before + point.length), torch.long, META) + 1
-    if not is_paired(model):
+    if not reads.paired:
         return given | ({str(reads.mask): everything} if before and mask and reads.mask else {})
     masked = mask and DECODER_MASK in parameters(model)
     return given | ({DECODER_MASK: everything} if masked else {})
@@ -129,7 +131,7 @@ def _after(
     if cache is None:
         return None
     fill(cache)
-    read = reads if is_paired(model) else reads.later()
+    read = reads if reads.paired else reads.later()
     again = replace(point, length=before + point.length)
     given = _given(model, read, again, 0, mask) if scenario.whole else _given(model, read, point, before, mask)
     return {**_unheard(reads, given, encoded), **heard, keeps.name: cache}
@@ -143,7 +145,7 @@ def _unheard(reads: Feed, given: dict[str, Any], encoded: dict[str, Any]) -> dic
 
 def _encoded(model: Any, reads: Feed, given: dict[str, Any], run: Runner) -> dict[str, Any]:
     """What the model's own encoder, where it has one, makes of its part of the inputs: generation asks it once."""
-    if not (is_paired(model) and "encoder_outputs" in parameters(model) and getattr(model, "get_encoder", None)):
+    if not (reads.paired and "encoder_outputs" in parameters(model) and getattr(model, "get_encoder", None)):
         return {}
     encoder, main = model.get_encoder(), reads.inputs[0].name
     names = parameters(encoder)

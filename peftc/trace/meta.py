@@ -22,6 +22,7 @@ from peftc.trace.nested import tensors_in
 
 TENSOR = torch.tensor
 READS = ("item", "__bool__", "__int__", "__float__", "__index__", "__format__")
+DISTINCT = ("unique", "unique_consecutive")
 
 LARGEST = 250_000_000  # numbers in a module that is made real to see what it returns
 SKIPS = ("_ignore_causal_mask_sdpa", "_ignore_bidirectional_mask_sdpa")
@@ -74,6 +75,8 @@ def values_as(number: int) -> Iterator[None]:
         for name in READS:
             stack.enter_context(patched(torch.Tensor, name, _read(name, number)))
         stack.enter_context(patched(torch.Tensor, "__getitem__", _item(number)))
+        for name in DISTINCT:
+            stack.enter_context(patched(torch, name, _distinct(getattr(torch, name))))
         yield
 
 
@@ -164,5 +167,15 @@ def _item(number: int) -> Any:
     def reading(tensor: torch.Tensor, key: Any) -> Any:
         is_number = isinstance(key, torch.Tensor) and key.is_meta and key.dim() == 0 and key.dtype != torch.bool
         return read(tensor, number if is_number else key)
+
+    return reading
+
+
+def _distinct(read: Callable[..., Any]) -> Any:
+    """The distinct numbers of a tensor: all of them are one."""
+
+    def reading(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        is_one = tensor.device.type == "meta" and not args and not kwargs
+        return tensor.flatten()[:1] if is_one else read(tensor, *args, **kwargs)
 
     return reading

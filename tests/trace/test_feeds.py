@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -9,14 +10,16 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from peftc import attach
 from peftc.trace import trace_model
 from peftc.trace.calls import record
 from peftc.trace.feeds import POINTS, feed
 from peftc.trace.inputs import SCENARIOS, Scenario, inputs
 from peftc.trace.meta import shapes_only, values_as
 from peftc.trace.model import from_config
+from tests.laws import spec
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 IMAGE = {**SIZES, "image_size": 16, "patch_size": 8}
@@ -210,3 +213,16 @@ def test_further_ids_that_must_be_given() -> None:
     found = feed(Twice())
     assert [given.name for given in found.inputs] == ["input_ids", "other_input_ids", "pixel_values"]
     assert found.ids == "input_ids"
+
+
+@pytest.mark.parametrize("start", [{"decoder_start_token_id": 0}, {}], ids=["shifted", "given"])
+def test_a_classifier_of_pairs_reads_as_many_ids_in_both_towers(start: dict[str, int]) -> None:
+    """Its decoder reads the encoder's ids again, or as many of its own; its head looks for where they end."""
+    settings = {"d_kv": 8, "d_model": 32, "d_ff": 48, "num_layers": 2, "num_heads": 4, "vocab_size": 61, **start}
+    base = AutoModelForSequenceClassification.from_config(AutoConfig.for_model("t5", **settings)).eval()
+    model = attach(copy.deepcopy(base), spec([{"method": "lora", "at": ["q", "v"], "rank": 2}]))
+    ids = torch.tensor([[5, 6, 7, 1], [8, 9, 4, 1]])
+    own = {} if start else {"decoder_input_ids": ids}
+    torch.testing.assert_close(model(input_ids=ids, **own).logits, base(input_ids=ids, **own).logits)
+    model(input_ids=ids, **own).logits.sum().backward()
+    assert all(p.grad is not None for name, p in model.named_parameters() if name.endswith("lora.B"))

@@ -162,7 +162,10 @@ def program(text: str, folder: Path) -> str:
 
 def environment() -> dict[str, str]:
     """Offline, and with the peftc of the folder, or of this checkout."""
-    paths = {"PATH": [Path(sys.executable).parent, os.environ["PATH"]], "PYTHONPATH": [Path.cwd(), ROOT]}
+    paths: dict[str, list[str | Path]] = {
+        "PATH": [Path(sys.executable).parent, os.environ["PATH"]],
+        "PYTHONPATH": [Path.cwd(), ROOT],
+    }
     joined = {name: os.pathsep.join(map(str, parts)) for name, parts in paths.items()}
     return {**os.environ, **joined, "HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
 

@@ -9,8 +9,9 @@ from itertools import product
 from typing import Any, get_args
 
 from peftc.graph.sites import Attention, Projection, Sublayer
-from peftc.methods import METHODS, Method
+from peftc.methods import METHODS
 from peftc.methods.additive import Additive
+from peftc.methods.base import Method
 from peftc.methods.gate import Gate, Kind
 from peftc.spec.presets import PRESETS
 from peftc.spec.schema import json_schema

@@ -133,10 +133,10 @@ def settings(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 
 
 def model_type(config_class: Any, written: Mapping[str, Any]) -> str:
-    """The type that a base's file says it is; that of the class where all of the file, or a part of it, is of that."""
-    parts = [written, *(part for part in written.values() if isinstance(part, Mapping))]
+    """The type that a base's file says it is; the class's where it, or a part of it, is of that or of the compiled."""
     own = str(config_class.model_type)
-    is_own = config_class.base_config_key in written or any(part.get("model_type") == own for part in parts)
+    said = [part.get("model_type") for part in (written, *written.values()) if isinstance(part, Mapping)]
+    is_own = config_class.base_config_key in written or not {own, CONFIG.get("model_type", own)}.isdisjoint(said)
     return own if is_own else str(written.get("model_type", own))
 
 

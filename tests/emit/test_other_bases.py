@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,18 @@ def test_a_type_that_has_the_same_tensors_is_refused(bases: dict[str, Path], tmp
     for other_file in ({**config, "model_type": "seeing", "text_config": config}, {**config, "model_type": None}):
         (other / "config.json").write_text(json.dumps({key: value for key, value in other_file.items() if value}))
         assert isinstance(compiled(llama()).from_base(other).config, LlamaConfig)
+
+
+def test_a_type_that_shares_its_classes_with_another_is_its_own(
+    bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A base of a type whose model class is another type's, as InternLM3's is Llama's."""
+    other = folder(bases["llama"], tmp_path / "other", load_file(bases["llama"] / "model.safetensors"))
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "model_type": "like_llama"}))
+    model = compiled(llama())
+    monkeypatch.setitem(sys.modules[model.__module__].CONFIG, "model_type", "like_llama")
+    assert isinstance(model.from_base(other).config, LlamaConfig)
 
 
 def test_another_dropout_is_the_same_model(bases: dict[str, Path], tmp_path: Path) -> None:

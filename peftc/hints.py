@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
-from peftc.graph.sites import Embedding, Layer, Projection, Trace, Unit, dotted, within
+from peftc.graph.sites import Embedding, Layer, Projection, Trace, dotted, within
 from peftc.methods.base import Method
 from peftc.methods.selective import Selective
 
@@ -39,13 +39,7 @@ def _modules(method: Method, trace: Trace) -> Iterator[str]:
     if isinstance(method, Selective):
         yield from (name.rpartition(".")[0] for name in method.trains(trace.parameters))
         return
-    for path, unit in _instances(trace):
+    for path, unit in trace.instances():
         for site in unit.sites:
             if isinstance(site, Projection | Embedding) and method.refusal(site) is None:
                 yield dotted(path, site.module)
-
-
-def _instances(trace: Trace) -> Iterator[tuple[str, Unit]]:
-    for layer in trace.layers:
-        yield from layer.units
-    yield from trace.others

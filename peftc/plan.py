@@ -150,8 +150,7 @@ def _placements(spots: Sequence[Taken], trace: Trace, attributes: Attributes) ->
 
 
 def _site_order(trace: Trace) -> dict[tuple[str, str], int]:
-    instances = [(path, unit) for layer in trace.layers for path, unit in layer.units] + list(trace.others)
-    sites = [(path, site.name) for path, unit in instances for site in unit.sites]
+    sites = [(path, site.name) for path, unit in trace.instances() for site in unit.sites]
     return {key: index for index, key in enumerate(sites)}
 
 

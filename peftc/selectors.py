@@ -255,22 +255,17 @@ def _embedding(trace: Trace, word: tuple[Step, ...]) -> list[Spot]:
 
 def _spots_of(module: str, word: tuple[Step, ...], trace: Trace) -> list[Spot]:
     """The sites that a module is: several for the parts of a fused projection."""
-    spots = [Spot(layer, path, unit, site, word) for layer, path, unit in instances(trace) for site in unit.sites]
+    inside = [(layer, path, unit) for layer in trace.layers for path, unit in layer.units]
+    outside = [(around(trace.layers, path), path, unit) for path, unit in trace.others]
+    spots = [Spot(*place, site, word) for place in (*inside, *outside) for site in place[2].sites]
     return [spot for spot in spots if spot.module == module]
-
-
-def instances(trace: Trace) -> Iterator[tuple[Layer | None, str, Unit]]:
-    """Every unit at every path, the layers first."""
-    for layer in trace.layers:
-        yield from ((layer, path, unit) for path, unit in layer.units)
-    yield from ((around(trace.layers, path), path, unit) for path, unit in trace.others)
 
 
 def _why(module: str, trace: Trace) -> str:
     """Why a module is no site."""
     if module in trace.fixed:
         return trace.fixed[module]
-    if any(within(module, path) for _, path, _ in instances(trace)):
+    if any(within(module, path) for path, _ in trace.instances()):
         return "it is no linear map and no embedding of the unit around it"
     return "it lies outside every forward that can be rewritten"
 

@@ -137,7 +137,7 @@ def _is_cheap_read(node: fx.Node) -> bool:
     """A read of sizes or attributes: free, and the same wherever it stands."""
     if _hints(node):
         return False
-    value = node.meta.get("value", (None,))[0]
+    value = example(node)
     return node.target is getattr or is_flag(node) or (node.target is operator.getitem and isinstance(value, int))
 
 

@@ -6,7 +6,8 @@ import ast
 import hashlib
 import inspect
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -104,8 +105,28 @@ def _visit(name: str, pieces: Mapping[str, Piece], ordered: dict[str, Piece]) ->
 
 @cache
 def digest(thing: type | FunctionType) -> str:
-    """sha256 of a source text."""
-    return hashlib.sha256(inspect.getsource(thing).encode()).hexdigest()
+    """sha256 of a source text, as `inspect.getsource` gives it."""
+    return hashlib.sha256(_text(thing).encode()).hexdigest()
+
+
+def _text(thing: type | FunctionType) -> str:
+    """Its text.  `inspect.getsource` parses the whole file whenever it is asked for a class: here it is parsed once."""
+    home = sys.modules[thing.__module__]
+    if isinstance(thing, type) and getattr(home, "__file__", None):
+        lines, classes = _file(home)
+        if len(starts := classes.get(thing.__qualname__, ())) == 1:
+            return "".join(inspect.getblock(lines[starts[0] - 1 :]))
+    return inspect.getsource(thing)
+
+
+@cache
+def _file(home: ModuleType) -> tuple[Sequence[str], Mapping[str, Sequence[int]]]:
+    """The lines of a module's file, and those at which its classes start."""
+    lines, starts = inspect.getsourcelines(home)[0], defaultdict[str, list[int]](list)
+    for statement in ast.parse("".join(lines)).body:
+        if isinstance(statement, ast.ClassDef):
+            starts[statement.name].append(min([statement.lineno, *(d.lineno for d in statement.decorator_list)]))
+    return lines, starts
 
 
 def stood_on(unit: Unit, path: str, model: nn.Module) -> dict[str, type | FunctionType]:

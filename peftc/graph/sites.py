@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -282,6 +282,12 @@ class Trace:
     submodels: tuple[str, ...] = ()
     unfed: Mapping[str, str] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
+
+    def instances(self) -> Iterator[tuple[str, Unit]]:
+        """Every unit at every path, the layers first."""
+        for layer in self.layers:
+            yield from layer.units
+        yield from self.others
 
     def towers(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(layer.tower for layer in self.layers))

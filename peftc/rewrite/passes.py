@@ -25,10 +25,9 @@ class Pass(Protocol):
 
 def start(plan: Plan, trace: Trace) -> Program:
     """The units that have placements, as the base has them."""
-    instances = [*(pair for layer in trace.layers for pair in layer.units), *trace.others]
     placed = {placement.path for placement in plan.placements}
     found: dict[Unit, list[str]] = {}
-    for path, unit in instances:
+    for path, unit in trace.instances():
         if path in placed:
             found.setdefault(unit, []).append(path)
     bodies = tuple(Body(u.name, u, copied(u.graph), tuple(paths), (), ()) for u, paths in found.items())

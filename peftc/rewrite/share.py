@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import fx
 
 from peftc.graph.branches import given
+from peftc.graph.dataflow import example
 from peftc.methods.call import ModuleCall
 from peftc.rewrite.program import Body, Program
 from peftc.spec.layers import number
@@ -62,7 +63,7 @@ def _call(call: ModuleCall, whole: bool) -> str:
 
 def _line(node: fx.Node, order: Mapping[fx.Node, int]) -> tuple[object, ...]:
     """What a node's line depends on beside its call and its names: condition, comment, and the kind of its value."""
-    value, guards = node.meta.get("value", (None,))[0], node.meta.get("guard", ())
+    value, guards = example(node), node.meta.get("guard", ())
     condition = tuple((spelled(guard.condition, order), guard.branch) for guard in guards)
     size = len(value) if isinstance(value, (tuple, list)) else None
     return condition, node.meta.get("comment"), type(value), size

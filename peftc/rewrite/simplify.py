@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from peftc.graph.branches import Guard, assume, choose, enter, inputs, leave, lookup
-from peftc.graph.dataflow import is_move
+from peftc.graph.dataflow import example, is_move
 from peftc.rewrite.passes import copied
 from peftc.rewrite.program import Body, Program
 
@@ -175,11 +175,11 @@ def _is_idle(node: fx.Node) -> bool:
     """Whether a node does nothing for who does not read it: a marker, a view of a tensor, a question, a number."""
     if node.target in IDLE or _is_question(node):
         return True
-    of_tensor = bool(node.args) and isinstance(_example(node.args[0]), torch.Tensor)
+    of_tensor = bool(node.args) and isinstance(example(node.args[0]), torch.Tensor)
     if of_tensor and (is_move(node) or node.target == "clone"):
         return True
     counts = getattr(node.target, "__module__", "") in COUNTS or (node.op == "call_method" and of_tensor)
-    return counts and isinstance(_example(node), FACTS)
+    return counts and isinstance(example(node), FACTS)
 
 
 def _is_question(node: fx.Node) -> bool:
@@ -187,10 +187,6 @@ def _is_question(node: fx.Node) -> bool:
     asked, answer = node.op == "call_method" and str(node.target).startswith("get"), node.meta.get("value", ("",))[0]
     counted = isinstance(answer, torch.Tensor) and answer.dim() == 0
     return node.target is isinstance or (asked and (counted or isinstance(answer, int | None)))
-
-
-def _example(value: object) -> object:
-    return value.meta.get("value", (None,))[0] if isinstance(value, fx.Node) else value
 
 
 def _sink(graph: fx.Graph, additions: set[str]) -> None:

@@ -17,7 +17,7 @@ from peftc.rewrite.simplify import without_idle
 from peftc.runtime.examples import recordings
 from peftc.runtime.namespace import module_of
 from peftc.runtime.shrunk import Shrunk, shrunk, size
-from peftc.runtime.unit_run import CASES, UnitRun, fused_parts, neutral_shared
+from peftc.runtime.unit_run import CASES, Drawn, UnitRun, fused_parts, neutral_shared
 
 LARGEST = 250_000_000
 
@@ -73,9 +73,9 @@ def _shown(program: Program, bodies: Sequence[Body]) -> Iterator[Line]:
     if not bodies:
         return
     versions = tuple(_emitted(p) for p in (_bare(program), _laid(program), _neutral(program), program))
-    found = recordings(program.plan.trace)
+    found, drawn = recordings(program.plan.trace), Drawn()
     for body in bodies:
-        runs = [UnitRun.at(program, body, path, found) for path in _distinct(program, body)]
+        runs = [UnitRun.at(program, body, path, found, drawn) for path in _distinct(program, body)]
         yield from _lines(body, runs, versions)
 
 

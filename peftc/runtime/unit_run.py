@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -24,6 +24,7 @@ from peftc.trace.nested import tensors_in
 
 TRIES = 30
 SEED = 5  # of the inputs
+Drawn = dict[tuple[str, torch.Size], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -54,16 +55,16 @@ class UnitRun:
     module: nn.Module
     calls: Sequence[tuple[str, Recorded]]
     left: int
-    drawn: dict[tuple[str, torch.Size], torch.Tensor] = field(default_factory=dict)
+    drawn: Drawn
 
     @classmethod
-    def at(cls, program: Program, body: Body, path: str, found: Recordings) -> UnitRun:
+    def at(cls, program: Program, body: Body, path: str, found: Recordings, drawn: Drawn) -> UnitRun:
         """With the calls on which the base itself runs and has gradients; `left` counts the others."""
         meta = program.plan.trace.model.get_submodule(path)
         module, calls = real_module(meta), tuple(found.calls(meta, body.unit.graph))
         base = copy.deepcopy(module).eval()
         able = tuple((what, call) for what, call in calls if attempted(base, call, _filler(CASES[0])))
-        return cls(program, body, path, module, able, len(calls) - len(able))
+        return cls(program, body, path, module, able, len(calls) - len(able), drawn)
 
     @property
     def exact(self) -> bool:
@@ -196,7 +197,7 @@ class UnitRun:
 
     @torch.no_grad()
     def _initialise(self, addition: str, owner: nn.Module, emitted: Any) -> None:
-        """First values, drawn once for all cases."""
+        """First values, drawn once for all cases and all units."""
         for path, module in owner.named_modules(prefix=addition):
             initial: Any = getattr(module, "initial", None)
             for name, parameter in module.named_parameters(recurse=False):

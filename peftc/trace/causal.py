@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from peftc.graph.sites import within
-from peftc.trace.feeds import DECODER, FAILURES, Feed, Point, feed
+from peftc.trace.feeds import DECODER, FAILURES, Feed, Point, feed, reconsidered
 from peftc.trace.nested import tensors_in
 from peftc.trace.observed import Observed
 from peftc.trace.state import unchanged
@@ -56,16 +56,21 @@ def causal_paths(model: nn.Module) -> Mapping[str, bool]:
         model.eval()
         reads = feed(model)
         paths = {module: path for path, module in model.named_modules()}
-        return {paths[module]: answer for module, answer in _asked(model, reads).items()} if reads.ids else {}
+        if reads.ids is None:
+            return {}
+        answers = _asked(model, reads)
+        if answers is None and reconsidered(model):
+            answers = _asked(model, feed(model))
+        return {paths[m]: answer for m, answer in ({model: True} if answers is None else answers).items()}
 
 
-def _asked(model: nn.Module, reads: Feed) -> dict[nn.Module, bool]:
-    """The answers at the first length that the model runs at."""
+def _asked(model: nn.Module, reads: Feed) -> dict[nn.Module, bool] | None:
+    """The answers at the first length that the model runs at; None where it runs at no length."""
     for length in LENGTHS:
         runs = [_run(model, reads, length, first) for first in FIRST]
         if ran := [run for run in runs if run is not None]:
             return {m: all(run.get(m, True) for run in ran) for run in ran for m in run}
-    return {model: True}
+    return None
 
 
 def _run(model: nn.Module, reads: Feed, length: int, first: int) -> dict[nn.Module, bool] | None:

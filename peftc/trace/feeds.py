@@ -107,7 +107,7 @@ def float_dtype(model: nn.Module) -> torch.dtype:
 
 
 def feed(model: nn.Module) -> Feed:
-    """The first of what a model may read that it answers to, at both points."""
+    """The only thing that a model may read, untried; else the first that it answers to, at both points."""
     if model not in _FOUND:
         dtype, paired = float_dtype(model), is_paired(model)
         found = [replace(candidate, dtype=dtype, paired=paired) for candidate in _candidates(model)]
@@ -115,14 +115,18 @@ def feed(model: nn.Module) -> Feed:
     return _FOUND[model]
 
 
-def _answered(model: nn.Module, candidates: list[Feed]) -> Feed:
-    """The only candidate, or the first that the model runs on; what it said to the first where it runs on none.
+def reconsidered(model: nn.Module) -> bool:
+    """Whether a model that fails on its feed runs on what is rarer: that is its feed from then on."""
+    rarer = next((candidate for candidate in _rarer(feed(model)) if _runs(model, candidate)), None)
+    if rarer is not None:
+        _FOUND[model] = rarer
+    return rarer is not None
 
-    Where it does not run on the only one there is, what is rarer may do.
-    """
+
+def _answered(model: nn.Module, candidates: list[Feed]) -> Feed:
+    """The only candidate, or the first that the model runs on; what it said to the first where it runs on none."""
     if len(candidates) == 1:
-        tried = (c for c in (*candidates, *_rarer(model, candidates[0])) if _runs(model, c))
-        return next(tried, candidates[0])
+        return candidates[0]
     refusals = []
     for candidate in candidates:
         try:
@@ -192,7 +196,7 @@ def _candidates(model: nn.Module) -> Iterator[Feed]:
     yield from (Feed(alone, mask) for alone in ids_too)
 
 
-def _rarer(model: nn.Module, usual: Feed) -> Iterator[Feed]:
+def _rarer(usual: Feed) -> Iterator[Feed]:
     """Ids that a decoder reads too, or is given as many of; ids of as many choices for each example as examples."""
     if usual.is_text:
         name = usual.inputs[0].name

@@ -12,7 +12,7 @@ from torch import nn
 from peftc.errors import PeftcError, Problem
 from peftc.trace import meta
 from peftc.trace.calls import Recorded, Recording, record, together
-from peftc.trace.feeds import FAILURES, POINTS, Point, feed
+from peftc.trace.feeds import FAILURES, POINTS, Point, feed, reconsidered
 from peftc.trace.inputs import SCENARIOS, Scenario
 from peftc.trace.nested import tensors_in
 from peftc.trace.pictures import USUAL, sees
@@ -119,13 +119,23 @@ def _examples(model: nn.Module, alike: Twins) -> tuple[tuple[Point, Point], tupl
     """The example points, further apart for a model that makes the same length of both; the first scenario's recordings
     at them.
     """
-    first = _recorded(model, SCENARIOS[0], POINTS[0], alike)
+    first = _first(model, alike)
     for second in _seconds(model):
         with suppress(*FAILURES):
             other = record(model, SCENARIOS[0], second, alike)
             if _differ(first, other):
                 return (POINTS[0], second), (first, other)
     return POINTS, (first, _recorded(model, SCENARIOS[0], POINTS[1], alike))
+
+
+def _first(model: nn.Module, alike: Twins) -> Recording | None:
+    """The first scenario's recording at the first point: on what is rarely read, where that is what a model runs on."""
+    try:
+        return _recorded(model, SCENARIOS[0], POINTS[0], alike)
+    except PeftcError:
+        if not reconsidered(model):
+            raise
+        return _recorded(model, SCENARIOS[0], POINTS[0], alike)
 
 
 def _seconds(model: nn.Module) -> Iterator[Point]:

@@ -84,7 +84,7 @@ def test_every_case_meets_every_scenario(tmp_path: Path) -> None:
     """A scenario is a mask and a cache; all of its sizes are run in fp32 without dropout."""
     program = program_of(tmp_path, LLAMA + "  - method: lora\n")
     body = program.bodies[0]
-    run = UnitRun.at(program, body, body.paths[0], recordings(program.plan.trace))
+    run = UnitRun.at(program, body, body.paths[0], recordings(program.plan.trace), {})
     scenarios = {what.partition(", ")[2] for what, _ in run.calls}
     assert len(scenarios) == 7
     assert len(run.calls) == 2 * len(scenarios) - 1  # over a cache, one example is called alike, padded or not

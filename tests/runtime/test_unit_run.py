@@ -32,7 +32,7 @@ def program_of(kind: type[nn.Module], method: str) -> Program:
 
 def run_of(program: Program) -> UnitRun:
     body = next(body for body in program.bodies if body.paths[0] == "blocks.0")
-    return UnitRun.at(program, body, "blocks.0", recordings(program.plan.trace))
+    return UnitRun.at(program, body, "blocks.0", recordings(program.plan.trace), {})
 
 
 class Lost(Block):

@@ -30,6 +30,8 @@ SpecFile = Annotated[Path, typer.Argument(help="A spec, in YAML.", metavar="SPEC
 SpecFiles = Annotated[list[Path], typer.Argument(help="One or more specs, in YAML.", metavar="SPEC...")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
+_FULL = "cannot write to stdout: {}"
+
 
 def _version(wanted: bool) -> None:
     if wanted:
@@ -66,6 +68,8 @@ def main() -> None:
         except Exception:  # house: ok - the one handler of defects: it hides nothing
             if interrupts:
                 _interrupted()
+            if full := _unwritten():
+                _complain(full, 1)
             _complain(f"{traceback.format_exc()}\nthis is a defect of peftc {__version__}, not of your spec", 3)
 
 
@@ -269,7 +273,16 @@ def _print(text: str) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise PeftcError(f"cannot write to stdout: {error.strerror or error}") from error
+        raise PeftcError(_FULL.format(error.strerror)) from error
+
+
+def _unwritten() -> str | None:
+    """Why stdout does not take what was printed into it, typer's own pages too."""
+    try:
+        print(end="", flush=True)
+    except OSError as error:
+        return "error: " + _FULL.format(error.strerror)
+    return None
 
 
 def _interrupted() -> NoReturn:

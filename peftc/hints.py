@@ -28,7 +28,10 @@ def glob_of(name: str, method: Method, trace: Trace) -> str | None:
 
 
 def nearest_module(glob: str, trace: Trace) -> str | None:
-    """The module that was probably meant, by the last part of its name."""
+    """The module that was probably meant, by the last part of its name; that of a parameter which was named."""
+    named = next((name for name in trace.parameters if fnmatchcase(name, glob)), None)
+    if named is not None:
+        return f"{named} is a parameter: name its module, {named.rpartition('.')[0]!r}"
     lasts = {name.rsplit(".", 1)[-1]: name for name in reversed(trace.modules) if name}
     likely = get_close_matches(glob.strip("*.").rsplit(".", 1)[-1], lasts, n=1)
     return f"did you mean {lasts[likely[0]]!r}?" if likely else None

@@ -23,7 +23,8 @@ def chosen(entry: Entry) -> tuple[str, ...]:
     names = method.trains(candidates)
     if not names:
         where = "there" if entry.restricted or method.at or method.modules else "in this base"
-        hint = f"{method.method} {method.summary}"
+        elsewhere = next(iter(method.trains(entry.trace.parameters)), None)
+        hint = f"elsewhere it would, as {elsewhere}" if elsewhere else f"leave it out: {method.method} {method.summary}"
         entry.refuse(f"{method.method} finds nothing to train {where}", "method", hint=hint)
     return names
 

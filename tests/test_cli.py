@@ -126,8 +126,9 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert run.stderr == ""
 
 
-def test_a_full_disk_is_no_defect() -> None:
-    command = f"{sys.executable} -m peftc schema > /dev/full"
+@pytest.mark.parametrize("arguments", ["schema", "--help", "compile --help"])
+def test_a_full_disk_is_no_defect(arguments: str) -> None:
+    command = f"{sys.executable} -m peftc {arguments} > /dev/full"
     run = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 1 and "cannot write to stdout: No space left on device" in run.stderr
 

@@ -41,7 +41,9 @@ def complaints(error: ValidationError, root: Node, schema: dict[str, Any]) -> li
     """Every error as a problem; those of one value's several types become one."""
     groups: dict[tuple[Step, ...], list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
-        groups.setdefault(_path(detail, root), []).append(detail)
+        path = _path(detail, root)
+        if detail["type"] != "too_short" or not root.nearest(path).plain():
+            groups.setdefault(path, []).append(detail)
     found = [_complaint(path, details, root, schema) for path, details in list(groups.items())[:_SHOWN]]
     if len(groups) > _SHOWN:
         found.append(Problem(f"and {len(groups) - _SHOWN} more complaints"))

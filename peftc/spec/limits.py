@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-_LIMIT = re.compile(r"\s*(<=|<)?\s*(\d[\d_]{0,18})(\.\d{1,9})?\s*(%)?\s*")
+_LIMIT = re.compile(r"\s*(<=|<)?\s*(\d[\d_]{0,18})(\.\d{1,9})?\s*(%)?\s*", re.ASCII)
 
 
 @dataclass(frozen=True)

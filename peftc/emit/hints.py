@@ -21,6 +21,10 @@ WORDS = {
     "eq": "same",
     "ne": "differs",
     "getitem": "part",
+    "choose": "chosen",
+    "masked_fill": "masked",
+    "transpose": "transposed",
+    "view": "viewed",
     "base_forward": "output",
 }
 

@@ -13,7 +13,7 @@ from torch import fx
 from peftc.emit.blocks import Body, Branch, Item, Statement, flat
 from peftc.emit.hints import continued, fallback, hints, own_names
 from peftc.emit.lives import Lives, Span, meet
-from peftc.graph.branches import assume, inputs
+from peftc.graph.branches import assume, choose, inputs
 
 RESERVED = frozenset({"self", "base", "torch", "nn", "math", "super", "_", *keyword.kwlist})
 
@@ -104,7 +104,8 @@ class Names:
             while source is not None and source not in self._of:
                 source = continued(source)
             found += [self._of[source].name] if source is not None and self._of[source].name else []
-        words = [fallback(n) for n in variable.nodes if n.target is not operator.getitem or not variable.hints]
+        told = (operator.getitem, choose) if variable.hints else ()
+        words = [fallback(n) for n in variable.nodes if n.target not in told]
         return found + words
 
     def _name(self, variable: Variable) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+import pytest
 import torch
 from torch import fx, nn
 
@@ -197,3 +198,14 @@ def test_a_variable_keeps_its_value_for_what_still_reads_it() -> None:
         "        answer = answer_2",
         "    return answer",
     )
+
+
+@pytest.mark.parametrize(
+    ("method", "word"), [("transpose", "transposed"), ("masked_fill", "masked"), ("view", "viewed")]
+)
+def test_a_value_without_a_name_is_called_by_what_was_done(method: str, word: str) -> None:
+    graph = fx.Graph()
+    x = made(graph.placeholder("x"), 2, 8)
+    value = made(graph.call_method(method, (x, 0, 1)), 8, 2)
+    graph.output((value, value, x))
+    assert forward(Unit, graph, {}).lines[1] == f"    {word} = x.{method}(0, 1)"

@@ -17,6 +17,7 @@ from peftc.emit.expressions import BINARY, Globals, Printer
 from peftc.emit.layout import INDENT, WIDTH, commented, indented, wrapped
 from peftc.emit.literal import literal
 from peftc.emit.names import Names
+from peftc.emit.sizes import with_sizes
 from peftc.emit.tuples import with_tuples
 from peftc.graph.branches import assume
 from peftc.modules import expect_given, expect_none
@@ -37,6 +38,7 @@ class Forward:
 def forward(base: type[nn.Module], graph: fx.Graph, aliases: Mapping[str, str]) -> Forward:
     """The forward of a class derived from `base`; `aliases` are the import names of the base's own modules."""
     used, graph = Globals(aliases), copied(graph)
+    with_sizes(graph)
     with_tuples(graph)
     body = blocks(graph)
     names = Names(graph, body, avoid=_functions(graph))

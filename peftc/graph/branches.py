@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import keyword
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -80,8 +80,18 @@ class LiftedFloat(Lifted, float):
     """A float that a module's attributes give."""
 
 
-LONGEST = 44  # of what is worth more than the number that it gives
-PLAIN: Mapping[type, type] = {int: int, float: float, LiftedInt: int, LiftedFloat: float}
+class Size(int):
+    """A size that the examples share: where it was read, and the variable of the source that holds it.
+
+    `read_from` are keys of nodes, a tensor or a tuple of sizes, each with the item that it is.
+    """
+
+    read_from: tuple[tuple[Hashable, int], ...]
+    name: str | None = None
+
+
+LONGEST = 46  # of what is worth more than the number that it gives
+PLAIN: Mapping[type, type] = {int: int, float: float, LiftedInt: int, LiftedFloat: float, Size: int}
 
 
 def _combined(sign: str, level: int, operation: Callable[..., Any], *operands: Any) -> Any:

@@ -218,7 +218,9 @@ class Editor:
             return delta
         if site.order == tuple(range(len(site.order))):
             return self._insert("call_method", "view_as", (delta, like))
-        apart = self._insert("call_method", "unflatten", (delta, -1, site.dims))
+        inner = range(len(site.order) - len(site.dims) + 1, len(site.order))
+        sizes = [self._insert("call_method", "size", (like, site.order.index(a) - len(site.order))) for a in inner]
+        apart = self._insert("call_method", "unflatten", (delta, -1, (-1, *sizes)))
         return joints.permuted(self, apart, site.order)
 
     def _call_gate(self, gating: Gating, x: fx.Node) -> fx.Node:

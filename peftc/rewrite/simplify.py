@@ -112,7 +112,7 @@ def _take_over(graph: fx.Graph, call: fx.Node, extent: Extent, result: Any, insi
         call.meta["value"] = result.meta["value"]
         if result.name in here:
             made = here[result.name].meta
-            call.meta.update(names=list(made.get("names", ())), stored=made.get("stored"))
+            call.meta.update(names=list(made.get("names", ())), stored=made.get("stored"), key=made.get("key"))
             _redirect(here[result.name], call, inside, extent)
         return
     call.meta["value"] = tuple(tuple(_value(item, i) for item in result) for i in range(2))

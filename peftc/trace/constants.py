@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from peftc.graph.branches import assume, enter, inputs, leave
+from peftc.graph.branches import Size, assume, enter, inputs, leave
 from peftc.trace.nested import tensors_in
 from peftc.trace.values import Point, is_plain
 
@@ -50,6 +50,17 @@ def _computed(target: Any, args: tuple[Any, ...]) -> bool:
 
 def _varies(node: fx.Node) -> bool:
     return type(node.meta["value"][0]) is int
+
+
+def sized(value: Any, target: Any, args: tuple[Any, ...]) -> Any:
+    """A constant; where it is one item of a tensor's shape, with what it was read from."""
+    source = args[0] if len(args) == 2 and isinstance(args[0], fx.Node) and type(args[1]) is int else None
+    if source is None or type(value) is not int or target not in (operator.getitem, "size"):
+        return value
+    size, whole = Size(value), target is operator.getitem
+    seen = source.args[0] if whole and (source.target == "size" or source.args[1:] == ("shape",)) else None
+    size.read_from = tuple((node.meta["key"], args[1]) for node in (source, seen) if isinstance(node, fx.Node))
+    return size
 
 
 def axis_read(target: Any, args: tuple[Any, ...]) -> tuple[str, int] | None:

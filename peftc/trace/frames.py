@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from peftc.graph.branches import Size
 from peftc.trace.values import Value
 
 OWN = tuple(f"{folder}/" for folder in (Path(torch.__file__).parent, Path(__file__).parent))
@@ -54,6 +55,8 @@ def note_names(frame: FrameType | None, until: CodeType) -> None:
     """
     while frame is not None and frame.f_code is not until:
         held = frame.f_locals if is_user(frame.f_code) else {}
+        for name, size in ((n, v) for n, v in held.items() if type(v) is Size and v.name is None and n != "_"):
+            size.name = name
         for name, meta in ((n, v.node.meta) for n, v in held.items() if type(v) is Value):
             names = meta["names"] if _made_in(frame.f_code, meta["key"]) else meta.setdefault("given", [])
             if name not in names:

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from peftc.graph import dataflow
-from peftc.graph.branches import Guard, LiftedStr, assume, choose, moved
+from peftc.graph.branches import Guard, LiftedStr, Size, assume, choose, moved
 from peftc.trace.source import told
 from peftc.trace.values import fail
 from peftc.trace.ways import is_number, outcomes
@@ -154,6 +154,8 @@ class _Merger:
             return slice(*(self._reconcile(x, y) for x, y in zip(_bounds(a), _bounds(b), strict=True)))
         if a is b or (type(a) is type(b) and a == b and not isinstance(a, fx.Node)):
             return a
+        if isinstance(a, int) and isinstance(b, int) and Size in (type(a), type(b)) and a == b:
+            return int(a)
         if isinstance(a, LiftedStr) and isinstance(b, LiftedStr) and a.source == b.source:
             return a
         return self._general(a, b) or self._choice(a, b)

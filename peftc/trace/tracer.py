@@ -16,7 +16,7 @@ from torch import fx, nn
 from peftc.graph.branches import SelfReference, assume, attribute, enter, inputs, leave
 from peftc.graph.sites import dotted
 from peftc.trace.absent import absent
-from peftc.trace.constants import axis_read, constant, is_cut, is_none
+from peftc.trace.constants import axis_read, constant, is_cut, is_none, sized
 from peftc.trace.extras import each_once, reads, wanted
 from peftc.trace.frames import caller, note_names, source_key, stored, tuples
 from peftc.trace.live import Live, State
@@ -128,7 +128,7 @@ class Tracer(fx.proxy.TracerBase):
         points = self._evaluate(kind, target, lowered, keywords)
         fixed, key = constant(target, lowered, points), source_key(kind, target, lowered, frame, Tracer.trace.__code__)
         if fixed is not None and not {key, axis_read(target, lowered)} & self.varying:
-            return fixed[0]
+            return sized(fixed[0], target, lowered)
         node = self.graph.create_node(kind, target, lowered, keywords)
         own, grad = caller(frame), torch.is_grad_enabled()
         node.meta.update(value=points, key=key, names=[], grad=grad, instruction=(own.f_code, own.f_lasti))

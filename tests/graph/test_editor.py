@@ -200,18 +200,20 @@ def test_a_delta_takes_the_shape_of_its_part() -> None:
         "words_lora = words_lora(ids)",
         "added_1 = added(words, words_lora)  # lora on embedding",
         "qkv = qkv(added_1)",
+        "size = size(getitem, -2)",
         "k_lora = k_lora(added_1)",
-        "unflatten = unflatten(k_lora, -1, (2, 3))",
+        "unflatten = unflatten(k_lora, -1, (-1, size))",
         "permute = permute(unflatten, 0, 2, 3, 1)",
         "added = added(getitem, permute)  # lora on k",
+        "size_1 = size(added, -2)",
         "permute_1 = permute(added, 0, 3, 1, 2)",
         "flatten = flatten(permute_1, -2)",
         "k_ia3 = k_ia3(flatten)",
-        "unflatten_1 = unflatten(k_ia3, -1, (2, 3))",
+        "unflatten_1 = unflatten(k_ia3, -1, (-1, size_1))",
         "permute_2 = permute(unflatten_1, 0, 2, 3, 1)  # ia3 on k",
     ]
     guarded = {node.name for node in graph.nodes if "guard" in node.meta}
-    moves = {"unflatten", "permute", "permute_1", "flatten", "unflatten_1", "permute_2"}
+    moves = {"size", "size_1", "unflatten", "permute", "permute_1", "flatten", "unflatten_1", "permute_2"}
     assert guarded == {"getitem", "k_lora", "added", "k_ia3", *moves}
 
 

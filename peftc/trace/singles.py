@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import fx, nn
 from transformers import PreTrainedModel
 
 from peftc.graph.sites import Embedding, Layer, Projection, Site, Unit, around, within
-from peftc.trace.alone import NODE, alone
+from peftc.trace.alone import NODE, alone, looking_up, with_graph
 from peftc.trace.called import Called, called
 from peftc.trace.causal import LooksBack
 from peftc.trace.feeds import POINTS
 from peftc.trace.mapped import is_transposed
-from peftc.trace.observed import Observed
+from peftc.trace.observed import Call, Observed
 
 Instances = tuple[tuple[str, Unit], ...]
 Single = Projection | Embedding
@@ -38,19 +38,34 @@ def singles(
     checked = [name for name in bound if owners[name] or like[name] in ran]
     fixed = {name: why for name in checked if (why := _why(seen, like[name], turned))}
     tables = _tables(model, {name: module for name, module in modules.items() if like[name] in seen.calls})
-    groups: dict[tuple[type[nn.Module], Single], list[str]] = {}
+    graphs = {name: looking_up(module, calls) for name, module, calls in _own_forwards(modules, observed)}
+    fixed |= {name: _no_map(modules[name]) for name, graph in graphs.items() if graph is None}
+    groups: dict[tuple[type[nn.Module], Single, fx.Graph | None], list[str]] = {}
     outside = []
     for name, layer in ((name, layer) for name, layer in owners.items() if name not in fixed):
         if layer is None:
             site = _outside(modules[name], "embedding" if name in tables else name, turned.get(like[name]))
-            outside.append((name, alone(model, [name], site)))
+            outside.append((name, _unit(model, [name], site, graphs.get(name))))
             continue
         says, call = [site.causal for site in _sites(layer, layers)], seen.calls[like[name]]
         causal = any(says) if says else looks_back(name)
         site = _inside(modules[name], _name_in(layer, name), causal, bool(turned[like[name]]), *call)
-        groups.setdefault((type(modules[name]), site), []).append(name)
-    units = [alone(model, names, site) for (_, site), names in groups.items()]
+        groups.setdefault((type(modules[name]), site, graphs.get(name)), []).append(name)
+    units = [_unit(model, names, site, graph) for (_, site, graph), names in groups.items()]
     return (*outside, *((path, unit) for unit in units for path in unit.paths)), fixed
+
+
+def _unit(model: nn.Module, names: Sequence[str], site: Single, graph: fx.Graph | None) -> Unit:
+    unit = alone(model, names, site)
+    return unit if graph is None else with_graph(unit, graph)
+
+
+def _own_forwards(modules: Mapping[str, nn.Module], observed: Observed) -> Iterator[tuple[str, nn.Module, list[Call]]]:
+    """The embeddings whose class has a forward of its own, as one that scales the rows, with their calls."""
+    for name, module in modules.items():
+        own = isinstance(module, nn.Embedding) and type(module).forward is not nn.Embedding.forward
+        if own and (calls := observed.calls(module)):
+            yield name, module, calls
 
 
 def _alone(model: nn.Module, layers: Sequence[Layer]) -> list[str]:
@@ -134,7 +149,11 @@ def _why(seen: Called, module: nn.Module, turned: Mapping[nn.Module, bool | None
     if module not in seen.calls:
         return "its forward is never called"
     maps = _maps(module, *seen.calls[module], turned[module])
-    return None if maps else f"{type(module).__name__} is no linear map and no embedding"
+    return None if maps else _no_map(module)
+
+
+def _no_map(module: nn.Module) -> str:
+    return f"{type(module).__name__} is no linear map and no embedding"
 
 
 def _maps(module: nn.Module, source: torch.Tensor, result: object, turned: bool | None) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -153,3 +154,43 @@ def test_the_embedding_is_every_table_that_runs() -> None:
     others, _ = singles(model, (), observe(model), lambda path: False)
     found = [path for path, unit in others if unit.sites[0].name == "embedding"]
     assert found == ["model.encoder.embed_tokens", "model.decoder.embed_tokens"]
+
+
+class Scaled(nn.Embedding):
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        rows = super().forward(ids + 1)
+        return 3 * rows
+
+
+class Placed(nn.Embedding):
+    """Rows for positions, whatever the ids are."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.weight[: ids.shape[1]].expand(*ids.shape, WIDTH)
+
+
+class Placing(Net):
+    def __init__(self) -> None:
+        super().__init__([Block()])
+        self.embedding, self.places = Scaled(11, WIDTH), Placed(11, WIDTH)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = super().forward(ids) + self.places(ids)
+        return result
+
+
+def test_what_is_added_to_a_table_is_scaled_and_looked_up_as_its_rows_are() -> None:
+    entry = {"method": "lora", "modules": "embedding", "rank": 2, "alpha": 3}
+    torch.manual_seed(0)
+    model = Placing()
+    changed: Any = attached(copy.deepcopy(model), entry)
+    with torch.no_grad():
+        lora = changed.embedding.embedding_lora
+        lora.A.normal_()
+        model.embedding.weight += 1.5 * lora.A @ lora.B.T
+        torch.testing.assert_close(changed(IDS), model(IDS))
+
+
+def test_rows_that_no_ids_choose_are_no_embedding() -> None:
+    with pytest.raises(PeftcError, match=r"'places' is no place to attach: Placed is no linear map and no embedding"):
+        attached(Placing(), {"method": "lora", "modules": "places"})

@@ -19,7 +19,8 @@ def once_more(edit: Editor, site: Sublayer, before: fx.Node) -> fx.Node:
 
     A norm that the block writes out is copied operation by operation.
     """
-    beside = {n.name: n for n in before.all_input_nodes if n.name != site.output}
+    output = edit.output(site)  # what the sum reads by now: other placements may have changed it
+    beside = {n.name: n for n in before.all_input_nodes if n is not output}
     total = edit.copied(before, {} if site.residual in beside else {n: edit.residual(site) for n in beside.values()})
     if site.norm is None:
         return total

@@ -72,7 +72,9 @@ def _join_call(edit: Editor, site: Attention, tables: fx.Node, gate: fx.Node | N
             part.meta["names"] = [name]
     edit.comment(joined)
     for name, bias in slots.biases(call, states):
-        call.update_kwarg(name, edit.apply("beside_prefix", bias, tables))
+        wider = edit.apply("beside_prefix", bias, tables)
+        wider.meta["value"] = bias.meta["value"]  # by which another prefix finds it
+        call.update_kwarg(name, wider)
     slots.write(call, key, parts)
     edit.keys[site.node] = parts[0]
 

@@ -14,8 +14,8 @@ from transformers import DynamicCache
 
 from peftc.runtime import attach
 from peftc.trace import trace_model
-from tests.laws import emitted, move, spec
-from tests.zoo import Tiny, inputs
+from tests.laws import additions, emitted, move, spec, trace
+from tests.zoo import Tiny, fresh, inputs, named
 
 LENGTH, HEADS, SPAN = 3, 4, 8
 _SIZES = {"n_embd": 32, "n_layer": 2, "n_head": HEADS, "bos_token_id": 1, "eos_token_id": 2}
@@ -209,3 +209,23 @@ def test_a_masked_gate_where_the_scores_take_the_mask() -> None:
     with torch.no_grad():
         alone, padded = model(ids[:, :7])[0], model(ids, attention_mask=mask)[0]
     torch.testing.assert_close(padded[:, :7], alone)
+
+
+def test_two_prefixes_beside_a_bias_are_one_of_both() -> None:
+    """Of an attention that is handed a bias for each key, a prefix makes it longer, and so does the next."""
+    tiny = named("t5")
+    entries = [{"method": "prefix", "length": length, "again": True} for length in (2, 4)]
+    two, one = (
+        attach(fresh(tiny), emitted(spec(own, tiny), trace(tiny))[1])
+        for own in (entries, [{"method": "prefix", "length": 6}])
+    )
+    move(additions(two), by=1.0)
+    with torch.no_grad():
+        for module, both in zip(attentions(one), attentions(two), strict=True):
+            for name, table in module.attention_prefix.named_parameters():
+                tables = (both.attention_prefix_2, both.attention_prefix)
+                table.copy_(torch.cat([prefix.get_parameter(name) for prefix in tables]))
+        for padded in (False, True):
+            given = inputs(one, padded)
+            given["decoder_input_ids"] = given["input_ids"][:, :4]
+            torch.testing.assert_close(two(**given)[0], one(**given)[0])

@@ -75,12 +75,21 @@ def _blocks(model: nn.Module, chains: list[list[str]]) -> list[str]:
 
 
 def _are_stages(model: nn.Module, chains: list[list[str]]) -> bool:
-    """Whether the first elements are stages: lists, or modules whose lists repeat one class of block (not of heads)."""
+    """Whether the first elements are stages: lists, or modules whose lists repeat one class of block (not of heads).
+
+    A module that has nothing but such a list is one too, however short the list.
+    """
     inner = {chain[1].rpartition(".")[0]: chain[0] for chain in chains if len(chain) > 1}
     lists = [list(model.get_submodule(path).children()) for path in inner]
     alike = all(len({type(module) for module in modules}) == 1 and _keeps_width(modules[0]) for modules in lists)
     listed = any(isinstance(model.get_submodule(first), nn.ModuleList) for first in inner.values())
-    return listed or (alike and any(len(modules) > 1 for modules in lists))
+    bare = bool(inner) and all(_only_holds(model.get_submodule(first)) for first in inner.values())
+    return listed or (alike and (bare or any(len(modules) > 1 for modules in lists)))
+
+
+def _only_holds(module: nn.Module) -> bool:
+    """Whether a module has one child, and no parameters beside those of that child."""
+    return len(list(module.children())) == 1 and not list(module.parameters(recurse=False))
 
 
 def _with_others(model: nn.Module, observed: Observed, attending: list[str]) -> list[str]:

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import AlbertConfig, AlbertModel
 
 import peftc
 from peftc.trace import trace_model
 from tests.laws import spec
-from tests.trace.nets import IDS, WIDTH, Attending, Block, attached
+from tests.trace.nets import IDS, WIDTH, Attending, Block, Net, attached
 
 SITES = {"q", "k", "v", "o", "attention", "attention_output", "ffn_up", "ffn_down", "ffn"}
 
@@ -130,3 +131,31 @@ def test_a_layer_that_attends_twice_is_changed_twice() -> None:
     owners = {path.rpartition(".")[0] for path in model.added if path.endswith("_gate")}  # type: ignore[union-attr]
     assert owners == {f"body.{i}.{name}" for i in range(2) for name in ("attention", "further")}
     assert torch.isfinite(model(IDS)).all()
+
+
+class Group(nn.Module):
+    """Nothing but a list of one block, or of two."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.inner = nn.ModuleList(Normed() for _ in range(count))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.inner:
+            x = block(x)
+        return x
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_module_that_only_holds_a_list_is_no_block(count: int) -> None:
+    layers = trace_model(Net([Group(count), Group(count)])).layers
+    assert [layer.path for layer in layers] == [f"blocks.{g}.inner.{i}" for g in range(2) for i in range(count)]
+
+
+def test_the_states_of_grouped_blocks_are_recorded() -> None:
+    """transformers records what its layers return, and a group of theirs is no layer."""
+    sizes = {"hidden_size": 16, "embedding_size": 8, "num_attention_heads": 2, "intermediate_size": 24}
+    base = AlbertModel(AlbertConfig(vocab_size=11, num_hidden_layers=3, **sizes)).eval()
+    model = peftc.attach(copy.deepcopy(base), spec([{"method": "adapter", "bottleneck": 2}]))
+    wanted, found = (m(IDS, output_hidden_states=True).hidden_states for m in (base, model))
+    torch.testing.assert_close(found, wanted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
@@ -139,7 +140,7 @@ def _laid(program: Program) -> Program:
         parts = fused_parts(program, *body.paths)
         for node in [n for n in body.graph.nodes if n.name in parts]:
             with body.graph.inserting_after(node):
-                dense = body.graph.call_method("contiguous", (node,))
+                dense = body.graph.call_function(operator.mul, (node, 1))
             dense.meta.update(guard=node.meta.get("guard", ()), names=[])
             node.replace_all_uses_with(dense, delete_user_cb=lambda user, own=dense: user is not own)
     return bare

@@ -74,6 +74,29 @@ def test_a_part_of_a_fused_projection_is_no_slice_once_it_is_a_sum(tmp_path: Pat
     assert whole in prove(program_of(tmp_path, text.replace("ffn_gate, ", ""))).lines
 
 
+class Turning(nn.Module):
+    """Queries, keys and values of one linear map, turned before they are told apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out, self.norm = nn.Linear(32, 96), nn.Linear(32, 32), nn.LayerNorm(32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        query, key, value = self.qkv(self.norm(x)).unflatten(-1, (3, 4, 8)).permute(2, 0, 3, 1, 4)
+        weights = (query @ key.transpose(-2, -1) * 8**-0.5).softmax(-1)
+        read: torch.Tensor = x + self.out((weights @ value).transpose(1, 2).flatten(2))
+        return read
+
+
+def test_a_part_that_is_scaled_where_it_was_turned_keeps_the_order_of_its_axes() -> None:
+    """A sum or a product of a slice is dense in the slice's own order, and a matrix product rounds by that order."""
+    net = Net([Turning(), Turning()])
+    net.embedding = nn.Embedding(11, 32)
+    trace = trace_model(net)
+    lines = prove(rewrite(resolve(spec([{"method": "ia3", "at": ["k", "v"]}]), trace), trace)).lines
+    assert any("with parts of fused projections laid out as sums are" in line for line in lines)
+
+
 def test_a_part_of_a_fused_projection_in_one_branch(tmp_path: Path) -> None:
     """Keys and values of another sequence are read where there is one: else its unit has no such part."""
     lines = prove(program_of(tmp_path, CROSS + "  - {method: lora, at: [cross.k, cross.v]}\n")).lines

@@ -145,6 +145,13 @@ def is_causal(view: View, flag: Any) -> bool:
     return any(n.target == "update" for n in view.graph.nodes) or view.causal()
 
 
+def _shows_all(node: fx.Node) -> bool:
+    """Whether torch's own attention is called so that, without a mask, each query sees every key."""
+    return node.target is SDPA and not inspect.signature(_sdpa).bind(*node.args, **node.kwargs).arguments.get(
+        "is_causal"
+    )
+
+
 def _may_be_true(flag: Any) -> bool:
     """Whether a flag is True, in one of the cases that it is chosen from at least."""
     return any(_may_be_true(case) for case in flag.args) if isinstance(flag, fx.Node) else flag is True
@@ -245,7 +252,7 @@ def _shared_input(view: View, *readers: fx.Node) -> fx.Node | None:
 
 
 def _attention(view: View, call: AttentionCall, x: fx.Node, cross: str) -> Attention:
-    hides = call.hides and not cross
+    hides = call.hides and not cross and not _shows_all(call.node)
     written = joined(view, call.written, x, hides) if isinstance(call.written, Found) else call.written
     if isinstance(written, Written | Windowed):
         heads, key_width, value_width = written.heads, written.key_width, written.value_width

@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import peftc
 from peftc.spec.load import loads
 from peftc.trace import trace_base, trace_model
 from peftc.trace.causal import causal_paths
 from peftc.trace.feeds import POINTS, feed
-from tests.laws import trace
+from tests.laws import spec, trace
+from tests.trace import nets
 from tests.zoo import named
 
 
@@ -146,3 +148,28 @@ def test_a_cross_attention_looks_back_but_for_what_it_reads_whole() -> None:
     crossing = {name.removeprefix("cross."): causal for name, causal in said.items() if name.startswith("cross.")}
     assert crossing.pop("k") is crossing.pop("v") is False
     assert crossing.keys() == {"q", "o", "attention", "attention_output"} and all(crossing.values())
+
+
+class Latents(nets.Block):
+    """Learnt states that attend to each other after they read the ids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.states, self.norm = nn.Parameter(torch.randn(3, nets.WIDTH)), nn.LayerNorm(nets.WIDTH)
+
+    def prepared(self, x: Tensor, **kwargs: object) -> Tensor:
+        normed: Tensor = self.norm(x)
+        return normed
+
+    def forward(self, x: Tensor, **kwargs: object) -> Tensor:
+        latents = x if x.shape[1] == 3 else self.states.expand(len(x), -1, -1) + x.sum(1, keepdim=True)
+        read: Tensor = super().forward(latents)
+        return read
+
+
+def test_states_that_read_every_id_look_ahead() -> None:
+    """So each sees all others: a prefix beside them hides none."""
+    model = nets.made(Latents)
+    assert not any(site.causal for layer in trace_model(model).layers for _, unit in layer.units for site in unit.sites)
+    with_prefix = peftc.attach(model, spec([{"method": "prefix", "length": 2, "gate": "sequence"}]))
+    assert with_prefix(nets.IDS).isfinite().all()

@@ -84,17 +84,25 @@ def with_output(view: View, own: list[Site]) -> list[Site]:
 def other_sites(view: View, kept: frozenset[str]) -> list[Site]:
     """The feed-forward of a block that does not attend, in a model of which others do; what uses a cache is none.
 
-    In a block without a cache, only projections up and down show that it is a feed-forward.
+    In a block without a cache, only projections up and down show that it is a feed-forward.  One that has them and adds
+    nothing to a residual is added to it outside.
     """
     mixes = mixing(view, kept)
     found = _feed_forward(view, {node.name for node in view.linears() if node in mixes}, mixes)
-    known = kept or any(isinstance(site, Projection) for site in found)
-    return [replace(site, causal=view.causal()) for site in found] if known else []
+    projections = [site for site in found if isinstance(site, Projection)]
+    if projections == found:
+        found = _fed(view, projections) or found
+    return [replace(site, causal=view.causal()) for site in found] if kept or projections else []
 
 
 def feed_sites(view: View, causal: bool) -> list[Site]:
     """The sites of a feed-forward that is a unit of its own: what it returns is what joins the residual, outside."""
     projections = [s for s in _feed_forward(view, set(), set()) if isinstance(s, Projection)]
+    return [replace(site, causal=causal) for site in _fed(view, projections)]
+
+
+def _fed(view: View, projections: list[Projection]) -> list[Site]:
+    """The projections of a feed-forward, and as its output what the view returns; none where that has another shape."""
     (returned,) = (n.args[0] for n in view.graph.nodes if n.op == "output")
     if not projections or not isinstance(returned, fx.Node):
         return []
@@ -105,7 +113,7 @@ def feed_sites(view: View, causal: bool) -> list[Site]:
         name="ffn", output=returned.name, residual=None, sum=None, norm=None, input=x.name, width=width_of(returned),
         flat=is_flat(returned), turned=is_turned(returned),
     )  # fmt: skip
-    return [*(replace(site, causal=causal) for site in projections), replace(ffn, causal=causal)]
+    return [*projections, ffn]
 
 
 def _inner_attentions(view: View, inner: Mapping[str, tuple[View, list[Site]]]) -> Iterator[AttentionSeen]:

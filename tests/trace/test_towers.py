@@ -13,7 +13,7 @@ from transformers import AlbertConfig, AlbertModel
 
 import peftc
 from peftc.trace import trace_model
-from tests.laws import spec
+from tests.laws import perturbed, spec
 from tests.trace.nets import IDS, WIDTH, Attending, Block, Net, attached
 
 SITES = {"q", "k", "v", "o", "attention", "attention_output", "ffn_up", "ffn_down", "ffn"}
@@ -154,8 +154,49 @@ def test_a_module_that_only_holds_a_list_is_no_block(count: int) -> None:
 
 def test_the_states_of_grouped_blocks_are_recorded() -> None:
     """transformers records what its layers return, and a group of theirs is no layer."""
-    sizes = {"hidden_size": 16, "embedding_size": 8, "num_attention_heads": 2, "intermediate_size": 24}
-    base = AlbertModel(AlbertConfig(vocab_size=11, num_hidden_layers=3, **sizes)).eval()
+    config = AlbertConfig(vocab_size=11, num_hidden_layers=3, hidden_size=16, embedding_size=8, intermediate_size=24)
+    config.num_attention_heads = 2
+    base = AlbertModel(config).eval()
     model = peftc.attach(copy.deepcopy(base), spec([{"method": "adapter", "bottleneck": 2}]))
     wanted, found = (m(IDS, output_hidden_states=True).hidden_states for m in (base, model))
     torch.testing.assert_close(found, wanted)
+
+
+class Feed(nn.Module):
+    """A feed-forward behind its norm, which its model adds to what it read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 12), nn.Linear(12, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.down(torch.tanh(self.up(self.norm(x))))
+        return made
+
+
+class Pairs(nn.Module):
+    """Lists of an attention and a feed-forward, each added by the model itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(11, WIDTH)
+        self.layers = nn.ModuleList(nn.ModuleList([Attending(), Feed()]) for _ in range(2))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x: Tensor = self.embedding(ids)
+        for pair in self.layers:
+            for part in pair.children():
+                x = part(x) + x
+        return x
+
+
+def test_a_feed_forward_in_one_list_with_its_attention_has_an_output() -> None:
+    """It is what the feed-forward returns: the residual is added outside."""
+    torch.manual_seed(0)
+    base = Pairs().eval()
+    layers = trace_model(base).layers
+    assert [set(layer.site_names()) & {"q", "ffn"} for layer in layers] == [{"q"}, {"ffn"}] * 2
+    for variant in ("pfeiffer", "parallel"):
+        model = attached(base, {"method": "lora"}, {"method": "adapter", "variant": variant, "bottleneck": 2})
+        perturbed(model)
+        assert not torch.allclose(model(IDS), base(IDS))

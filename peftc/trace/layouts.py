@@ -74,8 +74,8 @@ def _examples_apart(operand: fx.Node, batch: tuple[int, ...]) -> bool:
 def _moved_or_scaled(node: fx.Node) -> fx.Node | None:
     """What a node moves, or maps number by number."""
     source = node.args[0] if node.args else None
-    if not isinstance(source, fx.Node) or not dataflow.holds_tensor(source):
-        return None
+    if not isinstance(source, fx.Node) or not isinstance(source.meta["value"][0], torch.Tensor):
+        return None  # parts of one tensor come in a tuple
     scales = dataflow.name_of(node) in SCALING and _dims(source) == _dims(node)
     return source if scales or dataflow.is_move(node) else None
 

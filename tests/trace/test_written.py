@@ -13,6 +13,7 @@ from peftc.methods.gate import Gate
 from peftc.methods.prefix import Prefix
 from peftc.trace.attention import attention_sites
 from peftc.trace.probes import installed
+from tests.trace.nets import attached, made
 from tests.trace.seen import seen
 
 WIDTH, HEADS, SPAN = 8, 2, 4
@@ -145,3 +146,20 @@ def test_a_mask_over_the_weights_is_one_for_the_keys_of_its_own() -> None:
 def test_what_no_prefix_can_join(site: Callable[[], Attention], said: str | None) -> None:
     refusal = Prefix().refusal(site())
     assert refusal is None if said is None else refusal and said in refusal
+
+
+class Chunked(nn.Module):
+    """One head, whose queries, keys and values are chunks of one linear map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out, self.norm = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH), nn.LayerNorm(WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.qkv(self.norm(x)).chunk(3, -1)
+        read: Tensor = x + self.out((query @ key.transpose(1, 2)).softmax(-1) @ value)
+        return read
+
+
+def test_one_head_of_chunks_has_its_parts() -> None:
+    attached(made(Chunked), {"method": "lora", "at": ["q", "v"], "rank": 2})

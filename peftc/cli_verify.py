@@ -14,7 +14,7 @@ from peftc.report.render import SPEC
 from peftc.runtime.lock import changed, locked
 from peftc.spec.load import load
 from peftc.spec.schema import Spec
-from peftc.trace.model import read_config
+from peftc.trace.record.model import read_config
 
 
 def verified(folder: Path, stage: Callable[[str], None]) -> tuple[str, ...]:

@@ -22,9 +22,9 @@ from peftc.runtime.proof import prove
 from peftc.spec.load import load as load_spec
 from peftc.spec.schema import TASKS, Spec
 from peftc.trace import trace_base, trace_model
-from peftc.trace.autoclasses import model_types, offers
-from peftc.trace.keys import dead_keys
-from peftc.trace.model import auto_class, read_config
+from peftc.trace.record.autoclasses import model_types, offers
+from peftc.trace.record.config_keys import dead_keys
+from peftc.trace.record.model import auto_class, read_config
 
 __all__ = ["attach", "compile", "load", "planned"]
 

@@ -13,7 +13,7 @@ from transformers import AutoConfig
 
 import peftc
 from peftc.spec.load import loads
-from peftc.trace.model import build
+from peftc.trace.record.model import build
 
 ROOT = Path(__file__).parents[1]
 SPECS = sorted((ROOT / "specs").glob("*.yaml"))

@@ -9,9 +9,9 @@ from peftc.compiler import planned
 from peftc.errors import PeftcError
 from peftc.spec.load import loads
 from peftc.spec.schema import TASKS
-from peftc.trace.meta import values_as
-from peftc.trace.model import auto_class
-from peftc.trace.observed import _is_own
+from peftc.trace.record.meta import values_as
+from peftc.trace.record.model import auto_class
+from peftc.trace.record.observed import _is_own
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_a_failure_of_our_own_is_no_word_about_the_base(monkeypatch: pytest.Monk
     def broken(*given: object) -> None:
         raise ValueError("broken")
 
-    monkeypatch.setattr("peftc.trace.observed.record", broken)
+    monkeypatch.setattr("peftc.trace.record.observed.record", broken)
     monkeypatch.setitem(broken.__globals__, "__name__", "peftc.broken")
     with pytest.raises(ValueError, match="broken"):
         planned(

@@ -16,7 +16,7 @@ from peftc.runtime.proof import Proof
 from peftc.spec.load import loads
 from peftc.spec.schema import Spec
 from peftc.trace import trace_base
-from peftc.trace.model import build
+from peftc.trace.record.model import build
 from tests.report.test_counts import APL
 from tests.report.test_counts import BERT as COUNTS
 

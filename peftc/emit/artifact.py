@@ -24,7 +24,7 @@ from peftc.identity import rank
 from peftc.report.render import SPEC, as_json, budget_markdown, budget_record
 from peftc.rewrite.program import Program
 from peftc.spec.written import recorded
-from peftc.trace.autoclasses import auto_classes
+from peftc.trace.record.autoclasses import auto_classes
 
 if TYPE_CHECKING:
     from peftc.report.budget import Budget

@@ -12,7 +12,7 @@ from torch import fx
 
 from peftc.emit.blocks import Body, Branch, Item, Statement, flat
 from peftc.emit.hints import continued, fallback, hints, own_names
-from peftc.emit.lives import Lives, Span, meet
+from peftc.emit.liveness import Lives, Span, meet
 from peftc.graph.branches import assume, choose, inputs
 
 RESERVED = frozenset({"self", "base", "torch", "nn", "math", "super", "_", *keyword.kwlist})

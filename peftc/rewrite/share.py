@@ -13,7 +13,7 @@ from peftc.graph.dataflow import example
 from peftc.methods.call import ModuleCall
 from peftc.rewrite.program import Body, Program
 from peftc.spec.layers import number
-from peftc.trace.fingerprint import spelled
+from peftc.trace.tracer.fingerprint import spelled
 
 
 @dataclass(frozen=True)

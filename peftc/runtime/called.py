@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from peftc.runtime.examples import Filler
-from peftc.trace.calls import Recorded
-from peftc.trace.nested import tensors_in
+from peftc.trace.record.calls import Recorded
+from peftc.trace.record.nested import tensors_in
 
 
 def run(module: nn.Module, call: Recorded, fill: Filler, every: bool = True) -> tuple[Any, Any]:

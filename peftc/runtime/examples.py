@@ -12,11 +12,11 @@ from torch import fx, nn
 from transformers import PreTrainedConfig
 
 from peftc.graph.sites import Trace
-from peftc.trace.calls import Recorded, Recording, record, together
-from peftc.trace.feeds import Point
-from peftc.trace.inputs import SCENARIOS, Scenario
-from peftc.trace.remembered import signature
-from peftc.trace.repeats import Twins, twins
+from peftc.trace.record.calls import Recorded, Recording, record, together
+from peftc.trace.record.feeds import Point
+from peftc.trace.record.inputs import SCENARIOS, Scenario
+from peftc.trace.record.memo import signature
+from peftc.trace.record.twins import Twins, twins
 
 UNSEEN = (Point(batch=1, length=5, past=3, source=8), Point(batch=4, length=9, past=7, source=6))
 

@@ -18,9 +18,9 @@ from peftc.plan import PlacedShared
 from peftc.rewrite.program import Body, Program
 from peftc.runtime.called import attempted, learns, outputs, perturb, run
 from peftc.runtime.examples import Filler, Recordings, real_module
-from peftc.trace.asked import implementation
-from peftc.trace.calls import Recorded
-from peftc.trace.nested import tensors_in
+from peftc.trace.record.attention_choice import implementation
+from peftc.trace.record.calls import Recorded
+from peftc.trace.record.nested import tensors_in
 
 TRIES = 30
 SEED = 5  # of the inputs

@@ -10,16 +10,16 @@ from transformers import PreTrainedModel
 
 from peftc.errors import PeftcError
 from peftc.graph.sites import Parameter, Trace
-from peftc.trace.causal import Loaded, looking_back
-from peftc.trace.layers import layers
-from peftc.trace.model import UNBUILT, build, shallow, skeleton, smaller
-from peftc.trace.norms import is_norm
-from peftc.trace.observed import observe
-from peftc.trace.probes import installed
-from peftc.trace.reach import reached, reaches, unreached
-from peftc.trace.singles import singles
-from peftc.trace.state import unchanged
-from peftc.trace.values import TraceFailure
+from peftc.trace.record.causal import Loaded, looking_back
+from peftc.trace.record.gradient_reach import reached, reaches, unreached
+from peftc.trace.record.model import UNBUILT, build, shallow, skeleton, smaller
+from peftc.trace.record.observed import observe
+from peftc.trace.record.state import unchanged
+from peftc.trace.roles.layers import layers
+from peftc.trace.roles.norms import is_norm
+from peftc.trace.roles.singles import singles
+from peftc.trace.tracer.patches import installed
+from peftc.trace.tracer.values import TraceFailure
 
 if TYPE_CHECKING:
     from peftc.spec.schema import Base

@@ -15,7 +15,7 @@ from peftc.graph.branches import Guard, choose
 from peftc.graph.editor import Editor
 from peftc.graph.sites import Projection
 from peftc.methods.ia3 import IA3
-from peftc.trace.frames import _stores
+from peftc.trace.tracer.frames import _stores
 
 
 class Unit(nn.Module):

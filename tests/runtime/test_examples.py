@@ -9,9 +9,9 @@ from torch import fx, nn
 from transformers import PreTrainedConfig
 
 from peftc.runtime.examples import UNSEEN, Filler, Recordings
-from peftc.trace.calls import Recorded, Recording
-from peftc.trace.feeds import Point
-from peftc.trace.inputs import SCENARIOS
+from peftc.trace.record.calls import Recorded, Recording
+from peftc.trace.record.feeds import Point
+from peftc.trace.record.inputs import SCENARIOS
 
 
 def recorded(point: Point) -> dict[str, Any]:

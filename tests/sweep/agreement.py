@@ -8,8 +8,8 @@ import torch
 from transformers import PreTrainedModel
 
 from peftc.graph.sites import Trace
-from peftc.trace.asked import attending_by, implementation
-from peftc.trace.causal import causal_paths
+from peftc.trace.record.attention_choice import attending_by, implementation
+from peftc.trace.record.causal import causal_paths
 from tests.sweep.inputs import Inputs, answer
 
 ROUNDING = 1e-4

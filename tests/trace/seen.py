@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from peftc.graph.sites import Site
-from peftc.trace.attention import attention_sites
-from peftc.trace.blocks import block_sites
-from peftc.trace.probes import installed
-from peftc.trace.tracer import Tracer
-from peftc.trace.values import Argument
-from peftc.trace.views import View
+from peftc.trace.roles.attention import attention_sites
+from peftc.trace.roles.blocks import block_sites
+from peftc.trace.roles.views import View
+from peftc.trace.tracer.patches import installed
+from peftc.trace.tracer.tracer import Tracer
+from peftc.trace.tracer.values import Argument
 
 SIZES = ((2, 5), (3, 7))  # batch and length at the two example points
 

@@ -13,7 +13,7 @@ import peftc
 from peftc.graph.sites import Attention
 from peftc.graph.sites import Written as Products
 from peftc.methods.prefix import Prefix
-from peftc.trace.attention import attention_sites
+from peftc.trace.roles.attention import attention_sites
 from tests.laws import move, spec
 from tests.trace.nets import IDS, WIDTH, Attending, Block, made
 from tests.trace.seen import seen

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from peftc.graph.sites import Sublayer
-from peftc.trace.attention import attention_sites
-from peftc.trace.blocks import with_output
+from peftc.trace.roles.attention import attention_sites
+from peftc.trace.roles.blocks import with_output
 from tests.trace.nets import WIDTH, Attending
 from tests.trace.seen import seen, sites
 

@@ -1,0 +1,95 @@
+"""What a model keeps from one call to the next: the parameter that takes it, and where it comes back."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from peftc.trace.record.feeds import FAILURES, parameters, values_of
+from peftc.trace.record.nested import tensors_in
+
+CACHE = "past_key_values"
+
+
+class Runner(Protocol):
+    """Opens the block in which a model is run."""
+
+    def __call__(self) -> AbstractContextManager[None]: ...
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A cache: the parameter that takes it, and the attribute, or the item of a tuple, that gives it back."""
+
+    name: str
+    place: str | int
+
+    def of(self, returned: Any) -> Any:
+        """The cache in what a call returned; None where there is none."""
+        if isinstance(self.place, str):
+            return getattr(returned, self.place, None)
+        return returned[self.place] if isinstance(returned, tuple) and self.place < len(returned) else None
+
+
+def takes_use_cache(model: nn.Module) -> bool:
+    """Whether a model may be told to keep a cache or not: by name, or as one of the settings that it hands on."""
+    found = parameters(model)
+    hands_on = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in found.values())
+    caches = CACHE in found and any(name == "use_cache" for name, _ in values_of(getattr(model, "config", None)))
+    return "use_cache" in found or (hands_on and caches)
+
+
+def kept(model: nn.Module, given: dict[str, Any], run: Runner) -> Kept | None:
+    """By transformers' word; else what comes back only where a cache is kept, and the parameter that goes on from it.
+
+    An attribute has the parameter's name.  Of a tuple's item, that parameter is one with which it comes back longer.
+    """
+    if CACHE in parameters(model) and isinstance(model, PreTrainedModel):
+        return Kept(CACHE, CACHE)
+    usual = Kept(CACHE, CACHE) if CACHE in parameters(model) else None
+    with torch.no_grad(), run():
+        with_cache, without = (model(**given, use_cache=keeps) for keeps in (True, False))
+        return next(_found(model, given, with_cache, without), usual)
+
+
+def _found(model: Any, given: dict[str, Any], with_cache: Any, without: Any) -> Iterator[Kept]:
+    names = [name for name, p in parameters(model).items() if name not in given and p.default is None]
+    for cache in (Kept(name, name) for name in names):
+        if cache.of(with_cache) is not None and cache.of(without) is None:
+            yield cache
+    count = len(with_cache) if isinstance(with_cache, tuple) else 0
+    for cache in (Kept(name, place) for place in range(count) for name in names):
+        filled = cache.of(with_cache)
+        if next(tensors_in(filled), None) is None or next(tensors_in(cache.of(without)), None) is not None:
+            continue
+        with suppress(*FAILURES):
+            longer = cache.of(model(**given, **{cache.name: filled}, use_cache=True))
+            if [t.shape for t in tensors_in(longer)] != [t.shape for t in tensors_in(filled)]:
+                yield cache
+
+
+def fill(cache: Any) -> None:
+    """Give the layers that were not run what one of their kind keeps."""
+    for part in (cache, getattr(cache, "self_attention_cache", None), getattr(cache, "cross_attention_cache", None)):
+        _fill(getattr(part, "layers", []))
+    updated = getattr(cache, "is_updated", None)
+    if isinstance(updated, dict):
+        updated.update(dict.fromkeys(updated, any(updated.values())))
+
+
+def _fill(layers: list[Any]) -> None:
+    """Give the layers that were not run the state of the last one of their kind that was."""
+    seen: dict[type, Any] = {}
+    for index, layer in enumerate(layers):
+        if getattr(layer, "is_initialized", False):
+            seen[type(layer)] = layer
+        elif type(layer) in seen:
+            layers[index] = copy.copy(seen[type(layer)])

@@ -1,0 +1,166 @@
+"""What a model does on the meta device: the calls of its modules, which of them attend, which it replaces."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from traceback import walk_tb
+
+from torch import nn
+
+from peftc.errors import PeftcError, Problem
+from peftc.trace.record import meta
+from peftc.trace.record.calls import Recorded, Recording, record, together
+from peftc.trace.record.feeds import FAILURES, POINTS, Point, feed, reconsidered
+from peftc.trace.record.inputs import SCENARIOS, Scenario
+from peftc.trace.record.memo import signature
+from peftc.trace.record.nested import tensors_in
+from peftc.trace.record.pictures import USUAL, sees
+from peftc.trace.record.source import said
+from peftc.trace.record.submodels import inner_runs
+from peftc.trace.record.twins import Twins, twins
+
+LONGEST = max(point.length + point.past for point in POINTS)
+Call = tuple[Recorded, ...]
+Runs = Mapping[Scenario, tuple[Recording, ...]]
+FURTHER = (1, 8, 64)  # times the second point's lengths
+LARGER = (1, 2)  # times the sides of its pictures
+
+
+@dataclass(frozen=True, eq=False)
+class Observed:
+    """Every recording of a model: scenario -> one recording per example point; what was run for each module.
+
+    `replaced`: the paths where a model puts a module of another class while it runs, and what it does there.
+    `submodels` are the paths of models inside it that were run by themselves; `unfed` why others did not run: path ->
+    why.
+    """
+
+    recordings: Runs
+    twins: Twins
+    replaced: Mapping[str, str]
+    submodels: tuple[str, ...]
+    unfed: Mapping[str, str]
+
+    def calls(self, module: nn.Module) -> list[Call]:
+        """The calls of one module, per scenario that reaches it, as one record per point; of equal ones the first."""
+        run = self.twins.get(module, module)
+        pairs = self.recordings.values()
+        calls = [tuple(r.calls[run] for r in pair) for pair in pairs if all(run in r.calls for r in pair)]
+        distinct: dict[Hashable, Call] = {}
+        for call in calls:
+            distinct.setdefault(signature([(r.named, r.extra) for r in call]), call)
+        return list(distinct.values())
+
+    def continues(self, module: nn.Module) -> bool:
+        """Whether a module runs on what comes next alone, where a cache holds the rest: it never looks ahead."""
+        run = self.twins.get(module, module)
+        pairs = (pair for scenario, pair in self.recordings.items() if scenario.continues)
+        return any(run in recording.calls for pair in pairs for recording in pair)
+
+    def attending(self, model: nn.Module) -> list[str]:
+        """The paths of the modules that attend."""
+        seen = {m for pair in self.recordings.values() for r in pair for m in r.attending}
+        return [path for path, module in model.named_modules() if self.twins.get(module, module) in seen]
+
+
+def observe(model: nn.Module) -> Observed:
+    """Run the model on the meta device in every scenario that it has, and by themselves models in it that it misses."""
+    alike, before = twins(model), classes(model)
+    whole = _runs(model, alike)
+    called = {module for pair in whole.values() for recording in pair for module in recording.calls}
+    ran = {module for module in model.modules() if alike.get(module, module) in called}
+    found, unfed = inner_runs(model, ran, lambda inner: _runs(inner, alike))
+    inside = {path: runs for path, runs in found.items() if any(r.attending for pair in runs.values() for r in pair)}
+    pairs = ((path, before.get(path), now) for path, now in classes(model).items())
+    replaced = {path: f"{was} becomes {now} while the model runs" for path, was, now in pairs if was not in (None, now)}
+    return Observed(_joined([whole, *inside.values()]), twins(model), replaced, tuple(inside), unfed)
+
+
+def _runs(model: nn.Module, alike: Twins) -> Runs:
+    """The recordings of a model at the example points, in every scenario that it has."""
+    recordings = {}
+    points, pair = _examples(model, alike)
+    for scenario in SCENARIOS:
+        if scenario is not SCENARIOS[0]:
+            pair = tuple(_recorded(model, scenario, point, alike) for point in points)
+        if all(pair):
+            recordings[scenario] = tuple(r for r in pair if r is not None)
+    return recordings
+
+
+def _joined(found: Sequence[Runs]) -> Runs:
+    """The recordings of several models by scenario and example point."""
+    pairs = {scenario: [runs[scenario] for runs in found if scenario in runs] for scenario in SCENARIOS}
+    return {scenario: tuple(map(together, zip(*same, strict=True))) for scenario, same in pairs.items() if same}
+
+
+def _recorded(model: nn.Module, scenario: Scenario, point: Point, alike: Twins) -> Recording | None:
+    try:
+        return record(model, scenario, point, alike)
+    except FAILURES as error:
+        if _is_own(error):
+            raise
+        what = f"{type(model).__name__} fails on example inputs: {type(error).__name__}: {said(error)}"
+        pictures = f", or on pictures of its config's image_size, {USUAL} without one" if sees(model) else ""
+        hint = f"peftc runs the base on a few inputs, of up to {LONGEST} positions{pictures}: its sizes must allow that"
+        raise PeftcError(Problem(what, hint=hint)) from error
+
+
+def _is_own(error: BaseException) -> bool:
+    """Whether it was raised in a line of peftc, not in the model's code, nor in what stands there for torch's own."""
+    modules = [str(frame.f_globals["__name__"]) for frame, _ in walk_tb(error.__traceback__)]
+    *_, innermost = (module for module in modules if module != meta.__name__)
+    return innermost.partition(".")[0] == __name__.partition(".")[0]
+
+
+def _examples(model: nn.Module, alike: Twins) -> tuple[tuple[Point, Point], tuple[Recording | None, ...]]:
+    """The example points, further apart for a model that makes the same length of both; the first scenario's recordings
+    at them.
+    """
+    first = _first(model, alike)
+    for second in _seconds(model):
+        with suppress(*FAILURES):
+            other = record(model, SCENARIOS[0], second, alike)
+            if _differ(first, other):
+                return (POINTS[0], second), (first, other)
+    return POINTS, (first, _recorded(model, SCENARIOS[0], POINTS[1], alike))
+
+
+def _first(model: nn.Module, alike: Twins) -> Recording | None:
+    """The first scenario's recording at the first point: on what is rarely read, where that is what a model runs on."""
+    try:
+        return _recorded(model, SCENARIOS[0], POINTS[0], alike)
+    except PeftcError:
+        if not reconsidered(model):
+            raise
+        return _recorded(model, SCENARIOS[0], POINTS[0], alike)
+
+
+def _seconds(model: nn.Module) -> Iterator[Point]:
+    """The second example point, and others where a model of text reads more, or one of pictures larger ones."""
+    reads, second = feed(model), POINTS[1]
+    if reads.is_text:
+        yield from (replace(second, length=second.length * n, source=second.source * n) for n in FURTHER)
+    elif any(i.shape(second) != i.shape(replace(second, image=1)) for i in reads.inputs):
+        yield from (replace(second, image=second.image * n) for n in LARGER)
+
+
+def _differ(one: Recording | None, other: Recording | None) -> bool:
+    """Whether everything that attends has read another shape, apart from the number of examples."""
+    if one is None or other is None:
+        return True
+    calls = [(r.calls.get(m) for r in (one, other)) for m in one.attending]
+    shapes = [[_shape(call) for call in pair if call is not None] for pair in calls]
+    return not any(len(pair) == 2 and pair[0] == pair[1] for pair in shapes)
+
+
+def _shape(call: Recorded) -> tuple[int, ...] | None:
+    """The first tensor's, without its first axis."""
+    return next((tuple(t.shape[1:]) for t in tensors_in(list(call.named.values()))), None)
+
+
+def classes(model: nn.Module) -> dict[str, str]:
+    """The name of every module's class."""
+    return {path: type(module).__name__ for path, module in model.named_modules()}

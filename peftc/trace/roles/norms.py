@@ -1,0 +1,99 @@
+"""Norms: by their class's own word, or by what they make of numbers, to which another scale is nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import fx, nn
+
+from peftc.graph import dataflow
+from peftc.trace.record.feeds import FAILURES
+from peftc.trace.record.meta import real_copy
+from peftc.trace.roles.views import View
+
+LARGER = 8
+LONGEST = 16  # operations that a norm may be written as
+
+
+def is_norm(module: nn.Module | None) -> bool:
+    """A childless module whose parameters are vectors and that normalises: its class says so, or its numbers do."""
+    if module is None or any(True for _ in module.children()) or any(p.dim() > 1 for p in module.parameters()):
+        return False
+    if "norm" in type(module).__name__.lower():
+        return True
+    width = max((p.numel() for p in module.parameters()), default=0)
+    return width > 1 and _normalises(lambda x: real_copy(module, _ones).eval()(x), width)
+
+
+def is_normed(view: View, node: fx.Node) -> bool:
+    """Whether a node is a call of a norm, or of a function that normalises one tensor."""
+    if node.op == "call_module":
+        return is_norm(view.called(node))
+    source, *others = dataflow.tensors(node) or [node]
+    known = node.op == "call_function" and source is not node and all(n.op == "get_attr" for n in others)
+    return known and _is_one(source, [node])
+
+
+def norm_behind(view: View, start: fx.Node) -> fx.Node | None:
+    """The norm that alone reads a value, or a view of it: its call, or the last of the operations it is written as."""
+    readers = _made_from(view, start)
+    while len(readers) == 1 and dataflow.is_move(readers[0]):
+        start, readers = readers[0], _made_from(view, readers[0])
+    if len(readers) == 1 and is_normed(view, readers[0]):
+        return readers[0]
+    return next((way[-1] for way in _necks(view, start) if _is_one(start, way)), None)
+
+
+def _necks(view: View, start: fx.Node) -> Iterator[list[fx.Node]]:
+    """The operations on a value and weights alone, up to each of them that is all that is read of them later."""
+    way: list[fx.Node] = []
+    for node in sorted(dataflow.reached(view.flow, start) - {start})[:LONGEST]:
+        others = (n for n in dataflow.tensors(node) if n is not start and n not in way)
+        if node.op not in ("call_function", "call_method") or any(n.op != "get_attr" for n in others):
+            return
+        readers = {reader for n in (start, *way) for reader in _made_from(view, n)}
+        way.append(node)
+        if readers <= set(way):
+            yield [*way]
+
+
+def _made_from(view: View, node: fx.Node) -> list[fx.Node]:
+    """The tensors that are made from a node, and not from its sizes alone."""
+    return [n for n in view.flow.successors(node) if dataflow.holds_tensor(n)]
+
+
+def _is_one(source: fx.Node, way: Sequence[fx.Node]) -> bool:
+    """Whether operations on one tensor, and on weights, normalise it."""
+    made = dataflow.example(way[-1])
+    if not isinstance(made, torch.Tensor) or made.dim() == 0:
+        return False
+    weights = {n: _ones(n.meta["value"][0]) for node in way for n in node.all_input_nodes if n.op == "get_attr"}
+
+    def compute(x: torch.Tensor) -> object:
+        held: dict[fx.Node, object] = {source: x, **weights}
+        for node in way:
+            held[node] = dataflow.recomputed(node, held)
+        return held[way[-1]]
+
+    return _normalises(compute, made.shape[-1])
+
+
+def _normalises(compute: Callable[[torch.Tensor], object], width: int) -> bool:
+    """Whether something gives each position the same numbers at any scale, and not but a few of them."""
+    x = torch.randn(2, 3, width, generator=torch.Generator().manual_seed(0), device="cpu")
+    try:
+        with torch.no_grad():
+            made, larger, apart = (compute(given) for given in (x, LARGER * x, x[:, 1:]))
+    except FAILURES:
+        return False
+    if not all(isinstance(one, torch.Tensor) and one.is_floating_point() for one in (made, larger, apart)):
+        return False
+    assert isinstance(made, torch.Tensor) and isinstance(larger, torch.Tensor) and isinstance(apart, torch.Tensor)
+    if made.shape != x.shape or made.unique().numel() < x.numel():
+        return False
+    return torch.allclose(made, larger, rtol=0.01, atol=0.01) and torch.allclose(made[:, 1:], apart)
+
+
+def _ones(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.ones(tensor.shape, dtype=tensor.dtype, device="cpu")

@@ -1,0 +1,49 @@
+"""What a node is to an attention in the module's own words: a product, a softmax."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx, nn
+
+from peftc.graph import dataflow
+from peftc.trace.roles.views import View
+
+PRODUCTS = frozenset({"matmul", "bmm", "baddbmm", "einsum", "__matmul__"})
+
+
+def is_product(view: View, node: fx.Node) -> bool:
+    """A matrix product, by a function or by a module that does nothing else."""
+    if node.op == "call_module":
+        return _multiplies(view, node)
+    return dataflow.name_of(node) in PRODUCTS
+
+
+def is_softmax(view: View, node: fx.Node) -> bool:
+    """A softmax over scores of (batch, heads, queries, keys), batch and heads perhaps in one axis."""
+    value = dataflow.example(node)
+    return is_any_softmax(view, node) and isinstance(value, torch.Tensor) and value.dim() in (3, 4)
+
+
+def is_any_softmax(view: View, node: fx.Node) -> bool:
+    """A softmax, by a function or by torch's own module."""
+    module = view.called(node)
+    return isinstance(module, nn.Softmax) if module else dataflow.name_of(node) == "softmax"
+
+
+def over_keys(view: View, node: fx.Node) -> bool:
+    """Whether a softmax is over the last axis."""
+    module = view.called(node)
+    dim = module.dim if isinstance(module, nn.Softmax) else node.kwargs.get("dim", *node.args[1:2])
+    return dim in (-1, node.meta["value"][0].dim() - 1)
+
+
+def _multiplies(view: View, node: fx.Node) -> bool:
+    """Whether a childless module without parameters is the matrix product of its two arguments."""
+    module = view.called(node)
+    if module is None or len(node.args) != 2 or next(module.parameters(), None) is not None or any(module.children()):
+        return False
+    shapes = [a.meta["value"][0].shape for a in dataflow.tensors(node)]
+    if len(shapes) != 2 or any(len(shape) not in (3, 4) for shape in shapes) or shapes[0][-1] != shapes[1][-2]:
+        return False
+    one, other = (torch.linspace(-1, 1, shape.numel(), device="cpu").view(shape) for shape in shapes)
+    return torch.allclose(module(one, other), torch.matmul(one, other))

@@ -1,0 +1,155 @@
+"""One traced module as the roles see it: its graph, its data flow, its linear maps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+
+from peftc.graph import dataflow
+from peftc.graph.sites import Projection
+from peftc.trace.record.feeds import POINTS
+from peftc.trace.tracer.values import fail
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """One traced module: its graph, the data flow of it, and whether its model turns out to be causal.
+
+    `alike`: parameters that are always given the very value of another one, and that one.
+    """
+
+    module: nn.Module
+    graph: fx.Graph
+    flow: dataflow.Flow
+    causal: Callable[[], bool]
+    alike: Mapping[str, str]
+
+    @classmethod
+    def of(
+        cls, module: nn.Module, graph: fx.Graph, causal: Callable[[], bool], alike: Mapping[str, str] | None = None
+    ) -> View:
+        return cls(module, graph, dataflow.flow(graph), causal, alike or {})
+
+    def linears(self) -> list[fx.Node]:
+        return [n for n in self.graph.nodes if self.is_linear(n)]
+
+    def called(self, node: fx.Node) -> nn.Module | None:
+        return self.module.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+    def owner(self, node: fx.Node) -> nn.Module | None:
+        """The module that a node calls, or a method of."""
+        path = dataflow.own_method(node)
+        return self.called(node) if path is None else self.module.get_submodule(path)
+
+    def is_linear(self, node: fx.Node) -> bool:
+        return self.size(node) > 0
+
+    def size(self, node: fx.Node) -> int:
+        """How many numbers a linear map's matrix has; 0 for anything else."""
+        module = self.called(node)
+        return math.prod(linear_shape(module, node) or (0,)) if module is not None else 0
+
+
+def linear_shape(module: nn.Module, node: fx.Node) -> tuple[int, int] | None:
+    """(inputs, outputs) of a childless module with one matrix that maps the last axis of a float tensor; else None."""
+    weight = getattr(module, "weight", None)
+    if (
+        any(True for _ in module.children())
+        or not isinstance(weight, torch.Tensor)
+        or weight.dim() != 2
+        or not node.args
+    ):
+        return None
+    source = node.args[0].meta["value"][0] if isinstance(node.args[0], fx.Node) else None
+    result = node.meta["value"][0]
+    if not isinstance(source, torch.Tensor) or not isinstance(result, torch.Tensor) or not source.is_floating_point():
+        return None
+    sizes = (source.shape[-1], result.shape[-1])
+    return sizes if tuple(sorted(weight.shape)) == tuple(sorted(sizes)) else None
+
+
+def in_one_list(module: nn.Module, one: str, other: str) -> bool:
+    """Whether two paths differ in their place in one list of modules alone."""
+    parts, others = one.split("."), other.split(".")
+    places = [i for i, (a, b) in enumerate(zip(parts, others, strict=False)) if a != b]
+    if len(parts) != len(others) or len(places) != 1:
+        return False
+    return isinstance(module.get_submodule(".".join(parts[: places[0]])), nn.ModuleList)
+
+
+def projection(view: View, node: fx.Node, way: list[fx.Node]) -> Projection:
+    """A linear, or the part of it whose features arrive at the end of a way that starts at it."""
+    module = view.called(node)
+    assert module is not None
+    sizes = linear_shape(module, node)
+    assert sizes is not None
+    held = dataflow.features(way, sizes[1])
+    if held is None:
+        fail(f"what {node} makes arrives in one axis with examples or positions")
+    whole = len(held.rows) == sizes[1]
+    again = (n.name for n in view.graph.nodes if n is not node and (n.op, n.target) == (node.op, node.target))
+    return Projection(
+        name="", module=str(node.target), node=node.name, output=node.name if whole else held.node.name,
+        inputs=sizes[0], outputs=len(held.rows), rows=None if whole else held.rows,
+        dims=() if whole else held.dims, order=() if whole else held.order, ones=() if whole else held.ones,
+        bias=getattr(module, "bias", None) is not None, flat=is_flat(node), turned=is_turned(node), again=tuple(again),
+    )  # fmt: skip
+
+
+def output_projection(view: View, node: fx.Node) -> Iterator[Projection]:
+    """The linear that alone comes first behind a node."""
+    linears = dataflow.downstream(view.flow, node, view.is_linear)
+    behind = {n for linear in linears for n in dataflow.reached(view.flow, linear) - {linear}}
+    first = [linear for linear in linears if linear not in behind]
+    if len(first) == 1:
+        yield projection(view, first[0], [first[0]])
+
+
+def read_by(view: View, name: str) -> fx.Node:
+    node = find(view.graph, name)
+    assert isinstance(node.args[0], fx.Node)
+    return node.args[0]
+
+
+def find(graph: fx.Graph, name: str) -> fx.Node:
+    node: fx.Node = next(n for n in graph.nodes if n.name == name)
+    return node
+
+
+def width_of(node: fx.Node) -> int:
+    return int(node.meta["value"][0].shape[-1])
+
+
+def has_features(node: fx.Node) -> bool:
+    """Whether the last axis is as long at both examples."""
+    one, other = node.meta["value"]
+    return bool(one.shape[-1] == other.shape[-1])
+
+
+def is_flat(node: fx.Node) -> bool:
+    """Whether batch and length are one axis."""
+    value = node.meta["value"][0]
+    return isinstance(value, torch.Tensor) and value.dim() == 2
+
+
+def is_turned(node: fx.Node) -> bool:
+    """Whether the length stands before the batch."""
+    values = node.meta["value"]
+    if not all(isinstance(value, torch.Tensor) and value.dim() > 2 for value in values):
+        return False
+    first, second = ([value.shape[axis] for value in values] for axis in (0, 1))
+    return first != second == [point.batch for point in POINTS]
+
+
+def parameter_behind(view: View, node: fx.Node | None) -> str | None:
+    """The parameter that a mask comes from, where it is handed down unchanged."""
+    if node is None:
+        return None
+    if node.op == "placeholder":
+        return str(node.target)
+    before = dataflow.upstream(view.flow, node, lambda n: n.op == "placeholder")
+    return str(before[0].target) if len(before) == 1 else None

@@ -1,0 +1,96 @@
+"""What a model does to itself while it runs is seen, and left alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import peftc
+from peftc.trace import trace_model
+from peftc.trace.record.inputs import SCENARIOS
+from peftc.trace.record.model import skeleton
+from peftc.trace.record.observed import observe
+from tests.trace.nets import WIDTH, Attending, Block, Net, attached, made
+
+
+class Plain(Attending):
+    """What takes the place of another attention."""
+
+
+class Settling(Net):
+    """Puts modules of another class in the place of its attentions, on their weights."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            if type(block.attention) is Attending:
+                plain = Plain()
+                plain._modules.update(block.attention._modules)
+                block.attention = plain
+        return super().forward(ids)
+
+
+def settling() -> Net:
+    torch.manual_seed(0)
+    return Settling([Block(), Block()]).eval()
+
+
+def test_a_module_that_its_model_replaces_is_no_unit() -> None:
+    trace = trace_model(settling())
+    why = "Attending becomes Plain while the model runs"
+    assert trace.untraced == {"blocks.0.attention": why, "blocks.1.attention": why}
+    attached(settling(), {"method": "adapter", "bottleneck": 2})
+    with pytest.raises(peftc.PeftcError, match=why):
+        attached(settling(), {"method": "lora", "at": ["q"], "rank": 2})
+
+
+class Windowed(Block):
+    """Counts how many windows there are."""
+
+    def prepared(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        count: Any = torch.div(x.shape[1], 16, rounding_mode="trunc")
+        return x.view(x.shape[0], count, 16, WIDTH).flatten(1, 2)
+
+
+class Padded(Net):
+    """Pads what it reads to a multiple of a window."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        padded = nn.functional.pad(ids, (0, -ids.shape[1] % 16))
+        result: torch.Tensor = super().forward(padded)
+        return result[:, : ids.shape[1]]
+
+
+def test_lengths_that_are_padded_to_one_are_told_apart() -> None:
+    torch.manual_seed(0)
+    model = Padded([Windowed(), Windowed()]).eval()
+    observed = observe(skeleton(model))
+    lengths = {
+        call.named["x"].shape[1]
+        for r in observed.recordings[SCENARIOS[0]]
+        for call in r.calls.values()
+        if "x" in call.named
+    }
+    assert lengths == {16, 96}
+    attached(model, {"method": "adapter", "bottleneck": 2})
+
+
+class Bare(nn.Module):
+    """An attention on weights that no module holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps = nn.Parameter(torch.ones(WIDTH, 3 * WIDTH))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (part.unflatten(-1, (2, 4)).transpose(1, 2) for part in (x @ self.maps).chunk(3, dim=-1))
+        return nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def test_a_module_of_a_matrix_alone_is_seen_to_be_called() -> None:
+    net = made(Block)
+    for block in net.blocks:
+        block.attention = Bare()
+    assert not trace_model(net).untraced

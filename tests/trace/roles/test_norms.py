@@ -1,0 +1,117 @@
+"""Norms under other names, or of no module: what they make of numbers tells."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import peftc
+from peftc.graph.sites import Sublayer
+from peftc.trace.roles.norms import is_norm
+from tests.laws import perturbed, spec
+from tests.trace.nets import IDS, WIDTH, Attending, Net
+from tests.trace.seen import sites
+
+
+class Calm(nn.Module):
+    """A norm under another name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain, self.shift = nn.Parameter(torch.ones(WIDTH)), nn.Parameter(torch.zeros(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        apart = x - x.mean(-1, keepdim=True)
+        return apart * torch.rsqrt(apart.square().mean(-1, keepdim=True) + 1e-5) * self.gain + self.shift
+
+
+class Scale(nn.Module):
+    """A number for each feature."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gain
+
+
+class Sign(Scale):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sign() * self.gain
+
+
+class Over(Scale):
+    """What knows the other positions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / x.square().mean((1, 2), keepdim=True).sqrt() * self.gain
+
+
+def rescaled(x: Tensor, gain: Tensor) -> Tensor:
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5) * gain
+
+
+class Post(nn.Module):
+    """A block whose norms come after the sums: modules, a function, or written out."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.attention, self.up, self.down, self.how = Attending(), nn.Linear(WIDTH, 12), nn.Linear(12, WIDTH), how
+        self.first, self.second = (Calm() if how == "module" else nn.Parameter(torch.ones(WIDTH)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.normed(x + self.attention(x), self.first)
+        return self.normed(x + self.down(functional.relu(self.up(x))), self.second)
+
+    def normed(self, x: Tensor, by: nn.Module | Tensor) -> Tensor:
+        if isinstance(by, nn.Module):
+            made: Tensor = by(x)
+            return made
+        if self.how == "written":
+            apart = x - x.mean(-1, keepdim=True)
+            spread = apart.square().mean(-1, keepdim=True)
+            return apart / torch.sqrt(spread + 1e-5) * by
+        return rescaled(x, by) if self.how == "own" else functional.layer_norm(x, (x.shape[-1],), by)
+
+
+@pytest.mark.parametrize("module, wanted", [(Calm(), True), (nn.RMSNorm(8), True), (Scale(), False), (Sign(), False)])
+def test_by_behaviour(module: nn.Module, wanted: bool) -> None:
+    assert is_norm(module) is wanted
+    assert not is_norm(Over()) and not is_norm(nn.Linear(WIDTH, WIDTH)) and not is_norm(nn.Dropout())
+
+
+@pytest.mark.parametrize("how", ["module", "function", "own", "written"])
+def test_what_comes_after_the_sum_is_the_sublayers_norm(how: str) -> None:
+    ffn = sites(Post(how), WIDTH)["ffn"]
+    assert isinstance(ffn, Sublayer) and ffn.norm
+
+
+@pytest.mark.parametrize("how", ["module", "function", "own", "written"])
+def test_an_adapter_reads_what_the_norm_makes(how: str) -> None:
+    """x = LN(f + a), once more by hand on what the last block's own norm was given."""
+    torch.manual_seed(0)
+    model = perturbed(peftc.attach(Net([Post(how)]).eval(), spec([{"method": "adapter", "bottleneck": 3}])))
+    hidden: list[Tensor] = []
+    model.blocks[0].up.register_forward_pre_hook(lambda module, given: hidden.append(given[0]))
+    model.blocks[0].down.register_forward_hook(lambda module, given, made: hidden.append(made))
+    made = model(IDS)
+    residual, output = hidden
+    block = model.blocks[0]
+    total = residual + output
+    expected = block.normed(total + block.ffn_adapter(block.normed(total, block.second)), block.second)
+    torch.testing.assert_close(made, expected)
+
+
+class Split(Post):
+    """Takes what a sum made apart, as no norm does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat(torch.chunk(x + self.down(functional.relu(self.up(x))), 2, dim=-1), dim=-1)
+
+
+def test_what_makes_several_tensors_is_no_norm() -> None:
+    ffn = sites(Split("own"), WIDTH)["ffn"]
+    assert isinstance(ffn, Sublayer) and ffn.norm is None

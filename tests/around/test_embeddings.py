@@ -38,7 +38,7 @@ def test_tied_embeddings_stay_tied(subject: Subject, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     again = type(model).from_pretrained(tmp_path)
     assert again.lm_head.weight is again.get_input_embeddings().weight
-    assert same(output(again, given), output(model, given))
+    came_back(again, model, given)
 
 
 @subjects()
@@ -71,6 +71,14 @@ def resized(subject: Subject, first: str, tie: bool) -> Any:
     return model
 
 
+def came_back(again: Any, model: Any, given: dict[str, Any]) -> None:
+    """Every value bit for bit; a kernel may round otherwise what a file's loader has put elsewhere in memory."""
+    values = model.state_dict()
+    assert again.state_dict().keys() == values.keys()
+    assert all(same(tensor, values[name]) for name, tensor in again.state_dict().items())
+    alike(output(again, given), output(model, given))
+
+
 @subjects()
 def test_a_resized_model_is_saved_whole(subject: Subject, tmp_path: Path) -> None:
     model, given = resized(subject, "attached", False), subject.given()
@@ -78,7 +86,8 @@ def test_a_resized_model_is_saved_whole(subject: Subject, tmp_path: Path) -> Non
     model.save_pretrained(tmp_path)
     again = type(model).from_pretrained(tmp_path)
     assert again.get_input_embeddings().weight.shape[0] == MORE
-    assert same(output(again, given), output(model, given)) and trains(again) == trains(model)
+    assert trains(again) == trains(model)
+    came_back(again, model, given)
 
 
 def test_lora_on_an_embedding_trains_on_when_that_is_resized() -> None:

@@ -92,12 +92,13 @@ def test_loaded_with_a_device_map(subject: Subject, tmp_path: Path) -> None:
     subject.base().save_pretrained(base)
     model: Any = peftc.load(folder, base=base)
     placed: Any = peftc.load(folder, base=base, device_map={"": "cpu"})
-    assert same(output(placed, given), output(model, given)) and trains(placed) == trains(model)
+    assert trains(placed) == trains(model)
+    alike(output(placed, given), output(model, given))
     move(additions(model))
     model.save_pretrained(tmp_path / "whole")
     away = type(model).from_pretrained(tmp_path / "whole", device_map=split(model), offload_folder=tmp_path / "away")
     assert any(p.is_meta for p in away.parameters())
-    assert same(output(away, given), output(model, given))
+    alike(output(away, given), output(model, given))  # a kernel may round otherwise what lies elsewhere in memory
 
 
 @subjects("encoder", "decoder")

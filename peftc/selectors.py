@@ -6,6 +6,8 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from torch import nn
+
 from peftc.errors import Place, Problem
 from peftc.graph.sites import Attention, Embedding, Layer, Projection, Site, Trace, Unit, around, dotted, within
 from peftc.hints import glob_of, nearest_module
@@ -15,7 +17,9 @@ from peftc.methods.selective import Selective
 from peftc.spec.complaints import closest
 from peftc.spec.document import Step
 from peftc.spec.layers import LayersError, ranges, select
+from peftc.spec.patterns import compress
 from peftc.spec.schema import Spec
+from peftc.trace.roles.norms import is_norm
 
 EMBEDDING = "embedding"
 
@@ -39,7 +43,9 @@ class Spot:
 
 
 class Entry:
-    """One entry over a trace.  `problems`, and layers that are `absent`, grow as its selectors are expanded."""
+    """One entry over a trace.  As its selectors are expanded these grow: `problems`, layers that are `absent`, and
+    modules that are `passed_by`, each by what is said of them.
+    """
 
     def __init__(self, spec: Spec, index: int, trace: Trace) -> None:
         self.index = index
@@ -48,6 +54,7 @@ class Entry:
         self.origin = spec.origin
         self.problems: list[Problem] = []
         self.absent: dict[str, list[str]] = {}
+        self.passed_by: dict[str, dict[str, None]] = {}
 
     def place(self, *path: Step) -> Place | None:
         """The place of one of the entry's settings; of the method's name where it was left out."""
@@ -148,9 +155,11 @@ class Entry:
         return without
 
     def notes(self) -> Iterator[str]:
-        """Which layers it leaves out, though it names all."""
+        """Which layers it leaves out, though it names all, and which modules that its globs name."""
         for where, names in self.absent.items():
             yield f"{self.method.method}: no {', '.join(names)} in {where}"
+        for why, modules in self.passed_by.items():
+            yield f"{self.method.method}: leaves out {', '.join(compress(modules))}: {why}"
 
     def _outside(self, found: list[Spot], word: tuple[Step, ...]) -> list[Spot]:
         """The input embedding, which an entry that names layers or towers cannot mean."""
@@ -182,7 +191,7 @@ class Entry:
         self.refuse(f"{which} {attends}has no site {name!r}", *word, hint=hint)
 
     def _globbed(self, glob: str, position: int, layers: Sequence[Layer]) -> list[Spot]:
-        """The sites that a glob names: it may name what is no site too, but not that alone."""
+        """The sites that a glob names: it may name what is no site too, but not that alone; maps among it are noted."""
         word: tuple[Step, ...] = ("modules", position)
         names = self.matches(glob, position, layers)
         found = [(name, _spots_of(name, word, self.trace)) for name in names]
@@ -190,6 +199,9 @@ class Entry:
         if bare and len(bare) == len(found):
             more = f" (and {len(bare) - 1} more)" if len(bare) > 1 else ""
             self.refuse(f"{bare[0]!r}{more} is no place to attach: {_why(bare[0], self.trace)}", *word)
+        for name in bare:
+            if _is_map(name, self.trace):
+                self.passed_by.setdefault(_why(name, self.trace), {})[name] = None
         return [spot for _, spots in found for spot in spots]
 
     def matches(self, glob: str, position: int, layers: Sequence[Layer]) -> tuple[str, ...]:
@@ -265,9 +277,17 @@ def _why(module: str, trace: Trace) -> str:
     """Why a module is no site."""
     if module in trace.fixed:
         return trace.fixed[module]
+    if _is_map(module, trace):
+        return "its weight is computed, and no parameter"
     if any(within(module, path) for path, _ in trace.instances()):
         return "it is no linear map and no embedding of the unit around it"
     return "it lies outside every forward that can be rewritten"
+
+
+def _is_map(module: str, trace: Trace) -> bool:
+    """Whether a module is a linear map or an embedding, or has a matrix as they have."""
+    found = trace.model.get_submodule(module)
+    return isinstance(found, nn.Linear | nn.Embedding) or (module in trace.fixed and not is_norm(found))
 
 
 def _block(layer: Layer) -> str:

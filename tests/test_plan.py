@@ -177,6 +177,29 @@ def test_a_glob_takes_what_it_can() -> None:
     assert [placement.site.name for placement in plan.placements] == ["q", "k", "v", "o", "ffn_up", "ffn_down"]
 
 
+class Partly(Block):
+    """Beside what is a place: maps that are none, and what is no map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.more = nn.ModuleDict({"idle": nn.Linear(WIDTH, WIDTH), "drop": nn.Dropout(), "norm": nn.LayerNorm(WIDTH)})
+        self.more["used"], self.more["scaled"] = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        nn.utils.parametrizations.weight_norm(self.more["scaled"])
+
+    def prepared(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        result: torch.Tensor = x * self.more["scaled"](self.more["used"](self.more["norm"](x)))
+        return result
+
+
+def test_a_glob_says_which_maps_it_leaves_out() -> None:
+    plan = planned(['{method: lora, modules: "*.more.*"}'], trace_model(Net([Partly(), Partly()])))
+    assert [placement.path for placement in plan.placements] == [f"blocks.{index}.more.used" for index in (0, 1)]
+    assert plan.notes == (
+        "lora: leaves out blocks.{0-1}.more.idle: its forward is never called",
+        "lora: leaves out blocks.{0-1}.more.scaled: its weight is computed, and no parameter",
+    )
+
+
 def test_the_embedding_lies_outside_the_layers() -> None:
     plan = planned(["{method: lora, at: [q, embedding], rank: 4}"])
     assert [placement.site.name for placement in plan.placements] == ["q"] * 4 + ["embedding"]

@@ -18,8 +18,8 @@ from peftc.emit.imports import arranged, of_module
 from peftc.emit.literal import literal
 from peftc.emit.sources import Pasted, digest, paste, stood_on
 from peftc.emit.units import Class, call_text, class_text, classes, docstring, placed
-from peftc.report.patterns import compress
 from peftc.rewrite.program import Program
+from peftc.spec.patterns import compress
 
 if TYPE_CHECKING:
     from peftc.emit.statements import Forward

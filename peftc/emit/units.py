@@ -14,9 +14,9 @@ from peftc import modules
 from peftc.emit.literal import WIDTH, literal
 from peftc.errors import Defect
 from peftc.methods.call import ModuleCall
-from peftc.report.patterns import compress, template
 from peftc.rewrite.program import Addition, Body
 from peftc.spec.layers import number, ranges
+from peftc.spec.patterns import compress, template
 
 INDENT = 8  # of a statement in a method
 

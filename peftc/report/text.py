@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from peftc.graph.sites import Unit
 from peftc.plan import PlacedGate, Placement, Plan
 from peftc.report.budget import Budget
-from peftc.report.patterns import compress
 from peftc.report.render import groups
+from peftc.spec.patterns import compress
 from peftc.spec.written import expanded
 
 

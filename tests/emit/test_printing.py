@@ -30,8 +30,8 @@ from peftc.emit.sources import paste
 from peftc.emit.statements import _Lines, forward
 from peftc.errors import Defect
 from peftc.graph.branches import Guard, assume, choose
-from peftc.report.patterns import compress
 from peftc.spec.layers import number
+from peftc.spec.patterns import compress
 from tests.emit.bases import bert, gpt2
 
 NAMES = st.lists(st.sampled_from(["a", "layer", "3", "0", "12", "mlp2", "q"]), min_size=1, max_size=5).map(".".join)

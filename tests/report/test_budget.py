@@ -12,11 +12,11 @@ from peftc.errors import PeftcError
 from peftc.graph.sites import Parameter
 from peftc.plan import resolve
 from peftc.report.budget import Budget, budget
-from peftc.report.patterns import compress
 from peftc.report.render import as_json, budget_markdown, budget_record
 from peftc.report.text import budget_text, plan_text
 from peftc.spec.layers import ranges
 from peftc.spec.load import load, loads
+from peftc.spec.patterns import compress
 from peftc.spec.written import recorded
 from tests.report.paper import bert
 from tests.report.test_counts import APL, PREFIX, counted

@@ -22,6 +22,7 @@ from peftc.trace.record.observed import Observed
 from peftc.trace.record.source import said
 from peftc.trace.record.state import unchanged
 
+CLASSES = frozenset({"hasattr", "isinstance", "type"})
 DESCRIBES = frozenset({"device", "dim", "dtype", "ndim", "shape", "size"})
 Calls = Mapping[nn.Module, tuple[torch.Tensor, Any]]
 
@@ -103,7 +104,11 @@ def _noting(notes: _Notes) -> Iterator[None]:
 
 
 def _describes(frame: FrameType) -> bool:
-    """Whether an attribute that is read now is asked for no more than its dtype, its device or its sizes."""
-    instructions = (i for i in dis.get_instructions(frame.f_code) if i.offset > frame.f_lasti)
-    following = next(i for i in instructions if i.opname not in ("CACHE", "EXTENDED_ARG"))
+    """Whether an attribute that is read now is asked for no more than its class, its dtype, its device or its sizes."""
+    instructions = [i for i in dis.get_instructions(frame.f_code) if i.opname not in ("CACHE", "EXTENDED_ARG")]
+    before = (i for i in reversed(instructions) if i.offset < frame.f_lasti)
+    asking = next((i for i in before if i.opname != "LOAD_ATTR" and not i.opname.startswith("LOAD_FAST")), None)
+    if asking is not None and asking.opname == "LOAD_GLOBAL" and asking.argval in CLASSES:
+        return True
+    following = next(i for i in instructions if i.offset > frame.f_lasti)
     return following.opname in ("LOAD_ATTR", "LOAD_METHOD") and following.argval in DESCRIBES

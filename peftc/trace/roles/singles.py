@@ -18,6 +18,7 @@ from peftc.trace.roles.standalone import NODE, alone, looking_up, with_graph
 
 Instances = tuple[tuple[str, Unit], ...]
 Single = Projection | Embedding
+UNCALLED = "its forward is never called"
 
 
 def singles(
@@ -26,7 +27,8 @@ def singles(
     """The units outside every layer, then those inside; path -> why, of the modules that cannot be changed.
 
     Outside the layers an embedding is a place even where something else reads its weight, as a tied head does; so is
-    a module that no example reaches, as the projection of pictures in a model that was given none.
+    a module that no example reaches, as the projection of pictures in a model that was given none; but no embedding
+    in place of which others are called that have its weight.
     """
     owners = {name: around(layers, name) for name in _alone(model, layers)}
     modules = {name: model.get_submodule(name) for name in owners}
@@ -37,7 +39,8 @@ def singles(
     ran = {*seen.calls, *seen.readers} - seen.failed.keys()
     checked = [name for name in bound if owners[name] or like[name] in ran]
     fixed = {name: why for name in checked if (why := _why(seen, like[name], turned))}
-    tables = _tables(model, {name: module for name, module in modules.items() if like[name] in seen.calls})
+    looked_up = {n: m for n, m in modules.items() if isinstance(m, nn.Embedding) and observed.calls(m)}
+    tables, fixed = _tables(model, looked_up), fixed | _instead(modules, looked_up)
     graphs = {name: looking_up(module, calls) for name, module, calls in _own_forwards(modules, observed)}
     fixed |= {name: _no_map(modules[name]) for name, graph in graphs.items() if graph is None}
     groups: dict[tuple[type[nn.Module], Single, fx.Graph | None], list[str]] = {}
@@ -81,12 +84,19 @@ def _has_matrix(module: nn.Module) -> bool:
     return not any(True for _ in module.children()) and isinstance(weight, nn.Parameter) and weight.dim() == 2
 
 
-def _tables(model: nn.Module, ran: Mapping[str, nn.Module]) -> set[str]:
-    """The input embeddings: of the modules that ran, all that have their weight; without any, the model's own word."""
+def _tables(model: nn.Module, ran: Mapping[str, nn.Embedding]) -> set[str]:
+    """The input embeddings: of those that ran, all that have their weight; without any, the model's own word."""
     own = _input_embeddings(model)
     weight = getattr(own, "weight", None)
-    tied = {n for n, m in ran.items() if isinstance(m, nn.Embedding) and m.weight is weight}
+    tied = {name for name, module in ran.items() if module.weight is weight}
     return tied or {name for name, module in model.named_modules() if module is own}
+
+
+def _instead(modules: Mapping[str, nn.Module], ran: Mapping[str, nn.Embedding]) -> dict[str, str]:
+    """Path -> why, of the embeddings that did not run, though others did that have their weight."""
+    idle = {n: m for n, m in modules.items() if isinstance(m, nn.Embedding) and n not in ran}
+    tied = {n: [other for other, module in ran.items() if module.weight is m.weight] for n, m in idle.items()}
+    return {n: f"{UNCALLED}, that of {' and '.join(o)} is, with its weight" for n, o in tied.items() if o}
 
 
 def _outside(module: nn.Module, name: str, turned: bool | None) -> Single:
@@ -147,7 +157,7 @@ def _why(seen: Called, module: nn.Module, turned: Mapping[nn.Module, bool | None
     if module in seen.readers:
         return f"{seen.readers[module]} reads its weight itself, and may do without its forward"
     if module not in seen.calls:
-        return "its forward is never called"
+        return UNCALLED
     maps = _maps(module, *seen.calls[module], turned[module])
     return None if maps else _no_map(module)
 

@@ -56,7 +56,9 @@ class Mixing(nn.Module):
         return None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        scores, _ = self.router(x.to(self.into.weight.dtype))
+        if isinstance(self.into.weight, torch.Tensor):
+            x = x.to(self.into.weight.dtype)
+        scores, _ = self.router(x)
         mixed = self.fused(x, self.out.weight) if self.training else None
         if mixed is None:
             mixed = self.out(torch.tanh(self.into(x)))
@@ -146,14 +148,19 @@ def test_outside_every_layer_too() -> None:
     }
 
 
-def test_the_embedding_is_every_table_that_runs() -> None:
+@pytest.mark.parametrize("task", [None, "seq2seq-lm"])
+def test_the_embedding_is_every_table_that_runs(task: str | None) -> None:
     """The tables of an encoder-decoder share a weight with one that no forward calls."""
     config = {"model_type": "bart", "vocab_size": 61, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1}
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
-    model = build(Base(config={**config, **heads}, task="seq2seq-lm"))
-    others, _ = singles(model, (), observe(model), lambda path: False)
+    model = build(Base(config={**config, **heads}, task=task))
+    others, fixed = singles(model, (), observe(model), lambda path: False)
     found = [path for path, unit in others if unit.sites[0].name == "embedding"]
-    assert found == ["model.encoder.embed_tokens", "model.decoder.embed_tokens"]
+    body = "model." if task else ""
+    tables = [f"{body}encoder.embed_tokens", f"{body}decoder.embed_tokens"]
+    assert found == tables
+    why = f"its forward is never called, that of {' and '.join(tables)} is, with its weight"
+    assert fixed == {f"{body}shared": why}
 
 
 class Scaled(nn.Embedding):

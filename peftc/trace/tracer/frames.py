@@ -16,7 +16,7 @@ import torch
 from peftc.graph.branches import Size
 from peftc.trace.tracer.values import Value
 
-OWN = tuple(f"{folder}/" for folder in (Path(torch.__file__).parent, Path(__file__).parent))
+OWN = tuple(f"{folder}/" for folder in (Path(torch.__file__).parent, Path(__file__).parents[1]))
 NO_RESULT = ("UNPACK", "STORE", "LOAD_FAST", "FOR_ITER")  # what is stored behind one is no new value, or one of several
 Position = tuple[int | None, int | None, int | None, int | None]
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
-from peftc.graph.sites import Embedding, Layer, Projection, Trace, dotted, within
+from peftc.graph.sites import Attention, Embedding, Layer, Parameter, Projection, Trace, dotted, within
 from peftc.methods.base import Method
 from peftc.methods.selective import Selective
+from peftc.trace.roles.norms import is_norm
+
+PROJECTIONS = ("q", "k", "v", "o")
+SHOWN = 4
 
 
 def place_in(layer: Layer, method: Method, trace: Trace) -> str:
@@ -25,6 +29,40 @@ def glob_of(name: str, method: Method, trace: Trace) -> str | None:
     places = list(_modules(method, trace))
     globs = (f"*.{name}", name, f"*.{name}.*", f"{name}.*")
     return next((glob for glob in globs if any(fnmatchcase(place, glob) for place in places)), None)
+
+
+def instead(name: str, layer: Layer, method: Method, trace: Trace) -> Iterator[str]:
+    """What stands in a layer in place of a projection that is no site of it: other linear maps, or parameters alone."""
+    attention = layer.find("attention")
+    if name in PROJECTIONS and attention and isinstance(attention[2], Attention):
+        yield from (f"attention {why}" for why in (attention[2].written,) if isinstance(why, str))
+    if name.rpartition(".")[2] not in PROJECTIONS:
+        return
+    sites = {dotted(p, s.module) for p, u in layer.units for s in u.sites if isinstance(s, Projection | Embedding)}
+    places = (path for path in _modules(method, trace) if path not in sites)
+    if globs := _shown(f'"*.{own}"' for own in _below(places, layer)):
+        yield f"its other linear maps go by modules: {globs}"
+    if bare := _shown(_below((n for n, p in trace.parameters.items() if _is_bare(n, p, trace)), layer)):
+        yield f"parameters used without a module of their own, where nothing can stand: {bare}"
+
+
+def _below(paths: Iterable[str], layer: Layer) -> Iterator[str]:
+    """The names inside a layer of what lies there."""
+    return (path.removeprefix(f"{layer.path}.") for path in paths if path != layer.path and within(path, layer.path))
+
+
+def _shown(names: Iterable[str]) -> str:
+    """A few of some names."""
+    found = list(dict.fromkeys(names))
+    return ", ".join([*found[:SHOWN], *(["…"] if found[SHOWN:] else [])])
+
+
+def _is_bare(name: str, parameter: Parameter, trace: Trace) -> bool:
+    """Whether a matrix is no weight of a module that does nothing but apply it."""
+    owner, _, leaf = name.rpartition(".")
+    module = trace.model.get_submodule(owner)
+    plain = leaf == "weight" and not any(True for _ in module.children())
+    return len(parameter.shape) > 1 and not plain and not is_norm(module)
 
 
 def nearest_module(glob: str, trace: Trace) -> str | None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from peftc.errors import Place, Problem
 from peftc.graph.sites import Attention, Embedding, Layer, Projection, Site, Trace, Unit, around, dotted, within
-from peftc.hints import glob_of, nearest_module
+from peftc.hints import glob_of, instead, nearest_module
 from peftc.methods.additive import Additive
 from peftc.methods.base import Method
 from peftc.methods.selective import Selective
@@ -173,22 +173,21 @@ class Entry:
     def _no_site(self, name: str, word: tuple[Step, ...], lacking: Sequence[Layer], found: Sequence[Spot]) -> None:
         first = lacking[0] if found else max(lacking, key=lambda layer: len(layer.site_names()))
         having = [other for other in self.trace.layers if other.tower == first.tower and other.find(name)]
-        one = f"layer {first.index} of the {first.tower}, {_article(_block(first))},"
+        one = f"layer {first.index} of the {first.tower}, {_article(_block(first))}"
         which = one if found or having else _block(first)
-        attends = "" if first.attends or _is_of_feed(name) or name == EMBEDDING else "does not attend, and "
         outside = () if self.restricted or not _embedding(self.trace, word) else (EMBEDDING,)
         names = (*first.site_names(), *outside)
-        hint = f"its sites are {', '.join(names)}" if names else "it has none that data flow could find"
+        hints = [f"its sites are {', '.join(names)}" if names else "it has none that data flow could find"]
         if having:
-            hint = f"{hint}; {name!r} is in {numbered(having)} of the {first.tower}"
+            hints.append(f"{name!r} is in {numbered(having)} of the {first.tower}")
         if glob := glob_of(name, self.method, self.trace):
-            hint = f'for modules of this name write modules: "{glob}"; {hint}'
-        attention = first.find("attention")
-        if attention and isinstance(attention[2], Attention) and isinstance(attention[2].written, str):
-            hint = f"{hint}; attention {attention[2].written}" if name in ("q", "k", "v") else hint
+            hints.insert(0, f'for modules of this name write modules: "{glob}"')
         untraced = dict.fromkeys(why for path, why in self.trace.untraced.items() if within(path, first.path))
-        hint = "; ".join([hint, *(f"not traced: {why}" for why in untraced)])
-        self.refuse(f"{which} {attends}has no site {name!r}", *word, hint=hint)
+        hints += [*instead(name, first, self.method, self.trace), *(f"not traced: {why}" for why in untraced)]
+        lacks = f"{which}{',' * (which is one)} has no site {name!r}"
+        if not (first.attends or _is_of_feed(name) or name == EMBEDDING):
+            lacks = f"no attention was found in {which}: it has no site {name!r}"
+        self.refuse(lacks, *word, hint="; ".join(hints))
 
     def _globbed(self, glob: str, position: int, layers: Sequence[Layer]) -> list[Spot]:
         """The sites that a glob names: it may name what is no site too, but not that alone; maps among it are noted."""
@@ -277,7 +276,7 @@ def _why(module: str, trace: Trace) -> str:
     """Why a module is no site."""
     if module in trace.fixed:
         return trace.fixed[module]
-    if _is_map(module, trace):
+    if not isinstance(getattr(trace.model.get_submodule(module), "weight", None), nn.Parameter | None):
         return "its weight is computed, and no parameter"
     if any(within(module, path) for path, _ in trace.instances()):
         return "it is no linear map and no embedding of the unit around it"

@@ -114,7 +114,7 @@ def test_a_layer_is_a_block_whether_it_attends_or_not() -> None:
 
 
 def test_a_layer_that_is_named_must_have_the_site() -> None:
-    message = "layer 0 of the encoder, a Feeding, does not attend, and has no site 'q'"
+    message = "no attention was found in layer 0 of the encoder, a Feeding: it has no site 'q'"
     with pytest.raises(PeftcError, match=message) as raised:
         planned(["{method: lora, at: q, layers: 0-1}"], hybrid())
     assert "its sites are ffn_up, ffn_down, ffn; 'q' is in layers 1, 3 of the encoder" in str(raised.value)

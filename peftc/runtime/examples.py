@@ -16,6 +16,7 @@ from peftc.trace.record.calls import Recorded, Recording, record, together
 from peftc.trace.record.feeds import Point
 from peftc.trace.record.inputs import SCENARIOS, Scenario
 from peftc.trace.record.memo import signature
+from peftc.trace.record.nested import rebuilt
 from peftc.trace.record.twins import Twins, twins
 
 UNSEEN = (Point(batch=1, length=5, past=3, source=8), Point(batch=4, length=9, past=7, source=6))
@@ -59,7 +60,7 @@ class PerPosition:
 def _marked(value: Any, other: Any) -> Any:
     """A call's values, marked where they have no features, as a call at another size tells."""
     if isinstance(value, (tuple, list)) and isinstance(other, (tuple, list)) and len(value) == len(other):
-        return type(value)(_marked(one, two) for one, two in zip(value, other, strict=True))
+        return rebuilt(value, (_marked(one, two) for one, two in zip(value, other, strict=True)))
     if isinstance(value, dict) and isinstance(other, dict):
         return {key: _marked(item, other.get(key)) for key, item in value.items()}
     return PerPosition(value.shape) if _is_per_position(value, other) else value
@@ -100,7 +101,7 @@ class Filler:
         if isinstance(value, PerPosition):
             return self._seen(value.shape).to(self.dtype)
         if isinstance(value, (tuple, list)):
-            return type(value)(self(item) for item in value)
+            return rebuilt(value, map(self, value))
         if isinstance(value, dict):
             return {key: self(item) for key, item in value.items()}
         if _keeps(value):

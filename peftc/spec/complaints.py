@@ -87,6 +87,7 @@ def _complaint(path: tuple[Step, ...], details: list[ErrorDetails], root: Node, 
         return _unknown_word(first, node)
     expected = list(dict.fromkeys(_EXPECTED[d["type"]] for d in details if d["type"] in _EXPECTED))
     if expected:
+        expected = expected if "text" in expected or not _takes_text(schema, first["loc"]) else ["text", *expected]
         message = f"expected {' or '.join(expected)}, got {shown(node.plain())}"
         return Problem(message, node.place, _shaped(path, expected, node))
     return Problem(_sentence(first, node), node.place, _spelled(node) if first["type"] == _NO_NAME else None)
@@ -153,10 +154,20 @@ def _opening(place: Place) -> Place:
 
 def _keys(schema: dict[str, Any], path: tuple[Step, ...]) -> tuple[str, ...]:
     """The keys that the JSON Schema allows at a path of pydantic's (its tags included)."""
+    return tuple(dict.fromkeys(key for node in _nodes(schema, path) for key in node.get("properties", {})))
+
+
+def _takes_text(schema: dict[str, Any], path: tuple[Step, ...]) -> bool:
+    """Whether the JSON Schema allows text at a path: what a short form stands for, pydantic alone does not say."""
+    return any(node.get("type") == "string" for node in _nodes(schema, path))
+
+
+def _nodes(schema: dict[str, Any], path: tuple[Step, ...]) -> list[dict[str, Any]]:
+    """The alternatives that the JSON Schema has at a path."""
     nodes = _resolved(schema, schema)
     for step in path:
         nodes = [found for node in nodes for below in _below(node, step) for found in _resolved(below, schema)]
-    return tuple(dict.fromkeys(key for node in nodes for key in node.get("properties", {})))
+    return nodes
 
 
 def _below(node: Mapping[str, Any], step: Step) -> list[dict[str, Any]]:

@@ -135,7 +135,7 @@ def checked(root: Node, found: tuple[Problem, ...], digest: str) -> Spec:
         file = SpecFile.model_validate_json(json.dumps(expansion.plain()), strict=True)
     except ValidationError as error:
         file = None
-        problems += complaints(error, expansion, SpecFile.model_json_schema())
+        problems += complaints(error, expansion, _file_schema())
     if file is not None:
         problems += _shared_problems(file.methods, Origin(expansion))
     known = {_position(problem.place) for problem in found}
@@ -199,10 +199,8 @@ def _shared_fault(gate: Gate) -> str | None:
 
 def json_schema() -> dict[str, Any]:
     """A JSON Schema of the file, for editors: presets included."""
-    schema = SpecFile.model_json_schema()
-    definitions, gate = schema["$defs"], schema["$defs"]["Gate"]
-    definitions["Gate"] = _with_short_form(gate)
-    definitions["GateOverride"] = _with_short_form({**gate, "required": []})
+    schema = _file_schema()
+    definitions = schema["$defs"]
     definitions["Base"]["oneOf"] = [{"required": ["model"]}, {"required": ["config"]}]
     entries = schema["properties"]["methods"]["items"]
     own = {tag: ref.rsplit("/", 1)[-1] for tag, ref in entries["discriminator"]["mapping"].items()}
@@ -211,6 +209,15 @@ def json_schema() -> dict[str, Any]:
         definitions[name]["required"] = ["method"]
     schema["properties"]["methods"]["items"] = {"oneOf": [*entries["oneOf"], *offered]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _file_schema() -> dict[str, Any]:
+    """The schema of a file whose presets are expanded, with the short form of a gate."""
+    schema = SpecFile.model_json_schema()
+    definitions, gate = schema["$defs"], schema["$defs"]["Gate"]
+    definitions["Gate"] = _with_short_form(gate)
+    definitions["GateOverride"] = _with_short_form({**gate, "required": []})
+    return schema
 
 
 def _with_short_form(gate: dict[str, Any]) -> dict[str, Any]:

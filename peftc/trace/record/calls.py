@@ -25,7 +25,7 @@ from peftc.trace.record.meta import (
     shapes_only,
     values_as,
 )
-from peftc.trace.record.nested import tensors_in
+from peftc.trace.record.nested import rebuilt, tensors_in
 from peftc.trace.record.state import unchanged
 from peftc.trace.record.twins import Twins
 
@@ -182,7 +182,7 @@ def _is_unit(module: nn.Module) -> bool:
 def _snapshot(value: Any) -> Any:
     """Caches as they are now: a later layer's update must not change what was recorded."""
     if isinstance(value, (tuple, list)):
-        return type(value)(_snapshot(v) for v in value)
+        return rebuilt(value, map(_snapshot, value))
     if isinstance(value, dict):
         return {k: _snapshot(v) for k, v in value.items()}
     plain = (torch.Tensor, int, float, str, bool, type(None), nn.Module)

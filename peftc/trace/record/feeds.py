@@ -117,7 +117,8 @@ def feed(model: nn.Module) -> Feed:
 
 def reconsidered(model: nn.Module) -> bool:
     """Whether a model that fails on its feed runs on what is rarer: that is its feed from then on."""
-    rarer = next((candidate for candidate in _rarer(feed(model)) if _runs(model, candidate)), None)
+    usual = _FOUND.get(model)
+    rarer = next((candidate for candidate in (_rarer(usual) if usual else ()) if _runs(model, candidate)), None)
     if rarer is not None:
         _FOUND[model] = rarer
     return rarer is not None
@@ -170,6 +171,14 @@ def parameters(module: nn.Module) -> dict[str, inspect.Parameter]:
     found = dict(inspect.signature(type(module).forward).parameters)
     found.pop(next(iter(found)))
     return found
+
+
+def unknown(model: nn.Module) -> list[str]:
+    """The parameters without a default that nothing is given for, whatever a model is called with."""
+    given = {DECODER}.union(*([*(i.name for i in c.inputs), str(c.mask), *c.constants] for c in _candidates(model)))
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    required = (n for n, p in parameters(model).items() if p.default is p.empty and p.kind not in several)
+    return [name for name in required if name not in given]
 
 
 def _candidates(model: nn.Module) -> Iterator[Feed]:

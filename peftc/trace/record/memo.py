@@ -10,7 +10,7 @@ from torch import fx
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from peftc.graph.branches import inputs
-from peftc.trace.record.nested import tensors_in
+from peftc.trace.record.nested import rebuilt, tensors_in
 
 PLAIN = (int, float, bool, str, type(None), type(...), torch.dtype, torch.device, type)
 Key = tuple[Hashable, ...]
@@ -90,4 +90,4 @@ def _fresh(value: Any) -> Any:
     """The value with tensors of its own, which may be changed in place."""
     if isinstance(value, torch.Tensor):
         return value.detach()
-    return type(value)(map(_fresh, value)) if isinstance(value, (tuple, list)) else value
+    return rebuilt(value, map(_fresh, value)) if isinstance(value, (tuple, list)) else value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -20,3 +20,9 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
         yield from tensors_in(list(value.values()))
     elif is_dataclass(value) and not isinstance(value, type):
         yield from tensors_in([getattr(value, field.name) for field in fields(value)])
+
+
+def rebuilt(like: tuple[Any, ...] | list[Any], items: Iterable[Any]) -> Any:
+    """These items as a tuple or a list of the class of another, which may name its fields."""
+    make: Any = getattr(type(like), "_make", type(like))
+    return make(items)

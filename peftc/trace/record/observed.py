@@ -12,7 +12,7 @@ from torch import nn
 from peftc.errors import PeftcError, Problem
 from peftc.trace.record import meta
 from peftc.trace.record.calls import Recorded, Recording, record, together
-from peftc.trace.record.feeds import FAILURES, POINTS, Point, feed, reconsidered
+from peftc.trace.record.feeds import FAILURES, POINTS, Point, feed, reconsidered, unknown
 from peftc.trace.record.inputs import SCENARIOS, Scenario
 from peftc.trace.record.memo import signature
 from peftc.trace.record.nested import tensors_in
@@ -103,6 +103,9 @@ def _recorded(model: nn.Module, scenario: Scenario, point: Point, alike: Twins) 
         if _is_own(error):
             raise
         what = f"{type(model).__name__} fails on example inputs: {type(error).__name__}: {said(error)}"
+        if isinstance(error, TypeError) and (names := unknown(model)):
+            hint = f"nothing is given for {', '.join(names)}, whose names say nothing about them: give them defaults"
+            raise PeftcError(Problem(what, hint=hint)) from error
         pictures = f", or on pictures of its config's image_size, {USUAL} without one" if sees(model) else ""
         hint = f"peftc runs the base on a few inputs, of up to {LONGEST} positions{pictures}: its sizes must allow that"
         raise PeftcError(Problem(what, hint=hint)) from error

@@ -11,7 +11,7 @@ from torch import nn
 
 from peftc.trace.record.feeds import parameters
 from peftc.trace.record.observed import Call
-from peftc.trace.tracer.values import Argument
+from peftc.trace.tracer.values import Argument, fail
 
 Sizes = Mapping[str, tuple[bool, ...]]
 
@@ -60,6 +60,8 @@ def arguments_of(module: nn.Module, call: Call) -> list[Argument]:
     for name, parameter in parameters(module).items():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             found.append(Argument(name, None, (dict(call[0].extra), dict(call[-1].extra)), "extra"))
+        elif parameter.kind is inspect.Parameter.VAR_POSITIONAL and is_given(call, name):
+            fail(f"it is given arguments without names, as *{name}")
         elif not is_given(call, name):
             found.append(Argument(name, default_of(parameter), None, _kind(parameter)))
         else:

@@ -11,6 +11,7 @@ from torch import fx
 
 from peftc.graph import dataflow
 from peftc.graph.branches import Guard, LiftedStr, Size, assume, choose, moved
+from peftc.trace.record.nested import rebuilt
 from peftc.trace.record.source import told
 from peftc.trace.tracer.values import fail
 from peftc.trace.tracer.ways import is_number, outcomes
@@ -147,7 +148,7 @@ class _Merger:
     def _reconcile(self, a: Any, b: Any) -> Any:
         """One value that is `a` where the condition holds and `b` elsewhere."""
         if type(a) is type(b) and isinstance(a, (tuple, list)) and len(a) == len(b):
-            return type(a)(self._reconcile(x, y) for x, y in zip(a, b, strict=True))
+            return rebuilt(a, (self._reconcile(x, y) for x, y in zip(a, b, strict=True)))
         if isinstance(a, Mapping) and isinstance(b, Mapping) and set(a) == set(b):
             return {k: self._reconcile(a[k], b[k]) for k in a}
         if isinstance(a, slice) and isinstance(b, slice):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, MappingView
 from contextlib import nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -82,6 +82,8 @@ class Value(fx.Proxy):
         return self.tracer.agreed(self, [len(p) for p in self.points])
 
     def __iter__(self) -> Iterator[Any]:
+        if isinstance(self.points[0], Mapping | MappingView):
+            fail(f"it goes through the keys of {self!r}, which may be others in another call")
         return iter([self[i] for i in range(len(self))])
 
     def __bool__(self) -> bool:

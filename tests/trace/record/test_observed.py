@@ -94,3 +94,15 @@ def test_a_module_of_a_matrix_alone_is_seen_to_be_called() -> None:
     for block in net.blocks:
         block.attention = Bare()
     assert not trace_model(net).untraced
+
+
+class Timed(Net):
+    def forward(  # type: ignore[override]
+        self, ids: torch.Tensor, step: torch.Tensor, kind: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return super().forward(ids) + step
+
+
+def test_what_a_model_must_be_given_and_peftc_does_not_know_is_named() -> None:
+    with pytest.raises(peftc.PeftcError, match=r"Timed fails on .*'step'\n.*nothing is given for step, .* defaults"):
+        trace_model(Timed([Block()]))

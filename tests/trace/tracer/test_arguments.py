@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from peftc.errors import PeftcError
 from peftc.graph.branches import Guard
 from peftc.trace.record.calls import Recorded
 from peftc.trace.record.observed import Call
 from peftc.trace.tracer.patches import installed
 from peftc.trace.tracer.units import EAGER, UnitTracer
 from peftc.trace.tracer.values import TraceFailure
+from tests.trace.nets import Block, Net, attached
 
 
 class Counter:
@@ -172,3 +174,54 @@ def test_two_calls_may_each_vary_where_the_other_does_not() -> None:
     x, seen = torch.ones(2, 3, 4), torch.ones(1, 3)
     module = fx.GraphModule(nn.Module(), graph)
     torch.testing.assert_close(module(x, seen), Seeing()(x, seen))
+
+
+class State(NamedTuple):
+    x: Tensor
+    scale: Tensor
+
+
+class Named(Block):
+    def forward(self, state: State) -> State:  # type: ignore[override]
+        return state._replace(x=super().forward(state.x) * state.scale)
+
+
+class Mapped(Block):
+    def forward(self, state: dict[str, Tensor]) -> dict[str, Tensor]:  # type: ignore[override]
+        return {**state, "x": super().forward(state["x"])}
+
+
+class Unnamed(Block):
+    def forward(self, *args: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(args[0])
+
+
+class Carrying(Net):
+    def forward(self, ids: Tensor) -> Tensor:
+        x, (block,) = self.embedding(ids), self.blocks
+        if isinstance(block, Unnamed):
+            result: Tensor = block(x)
+        elif isinstance(block, Mapped):
+            result = block({"x": x})["x"]
+        else:
+            result = block(State(x, x.new_ones(1))).x
+        return result
+
+
+def test_a_tuple_of_fields_is_handed_on_as_it_is() -> None:
+    attached(Carrying([Named()]).eval())
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        (
+            Mapped,
+            r"it goes through the keys of \{\*\*state.*, in Mapped.forward\), which may be others in another call",
+        ),
+        (Unnamed, r"it is given arguments without names, as \*args"),
+    ],
+)
+def test_what_is_no_argument_that_a_trace_follows(kind: type[nn.Module], why: str) -> None:
+    with pytest.raises(PeftcError, match=f"not traced: {kind.__name__}: {why}"):
+        attached(Carrying([kind()]), {"method": "adapter"})

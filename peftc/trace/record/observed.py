@@ -10,6 +10,7 @@ from traceback import walk_tb
 from torch import nn
 
 from peftc.errors import PeftcError, Problem
+from peftc.graph.sites import within
 from peftc.trace.record import meta
 from peftc.trace.record.calls import Recorded, Recording, record, together
 from peftc.trace.record.feeds import FAILURES, POINTS, Point, feed, reconsidered, unknown
@@ -20,6 +21,7 @@ from peftc.trace.record.pictures import USUAL, sees
 from peftc.trace.record.source import said
 from peftc.trace.record.submodels import inner_runs
 from peftc.trace.record.twins import Twins, twins
+from peftc.trace.record.weights_taken import weights_taken
 
 LONGEST = max(point.length + point.past for point in POINTS)
 Call = tuple[Recorded, ...]
@@ -60,9 +62,12 @@ class Observed:
         return any(run in recording.calls for pair in pairs for recording in pair)
 
     def attending(self, model: nn.Module) -> list[str]:
-        """The paths of the modules that attend."""
+        """The paths of the modules that attend: by what they call, or else by what transformers takes from them."""
         seen = {m for pair in self.recordings.values() for r in pair for m in r.attending}
-        return [path for path, module in model.named_modules() if self.twins.get(module, module) in seen]
+        found = {path for path, module in model.named_modules() if self.twins.get(module, module) in seen}
+        taken = {path for path in weights_taken(model) if self.calls(model.get_submodule(path))}
+        found |= {path for path in taken if not any(within(other, path) for other in found | taken - {path})}
+        return [path for path, _ in model.named_modules() if path in found]
 
 
 def observe(model: nn.Module) -> Observed:

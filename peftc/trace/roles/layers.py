@@ -14,6 +14,7 @@ from peftc.graph.sites import Attention, Layer, Site, Unit, within
 from peftc.trace.record.causal import LooksBack
 from peftc.trace.record.observed import Call, Observed
 from peftc.trace.record.other_sizes import Elsewhere
+from peftc.trace.record.weights_taken import weights_taken
 from peftc.trace.roles.apart import Apart
 from peftc.trace.roles.attention import attention_sites
 from peftc.trace.roles.blocks import block_sites, feed_sites, other_sites, with_output
@@ -33,7 +34,8 @@ def layers(
     towers = layer_paths(model, observed)
     blocks = [path for tower in towers for path in tower]
     attending = observed.attending(model)
-    attention = [path for path in attending if path not in blocks]
+    taken = [path for path in weights_taken(model) if any(path != b and within(path, b) for b in blocks)]
+    attention = list(dict.fromkeys(_asked(path, taken) for path in attending if path not in blocks))
     leaves = frozenset(model.get_submodule(p) for p in attention)
     replaced = {path: why for path, why in observed.replaced.items() if path in (*attention, *blocks)}
     units = _Units(model, observed, leaves, session, looks_back, replaced, tuple(attending), Elsewhere(model, observed))
@@ -43,11 +45,16 @@ def layers(
     found, apart = [], Apart(model, observed)
     for paths, tower in zip(towers, tower_names(towers, outer), strict=True):
         for index, path in enumerate(paths):
-            within = tuple((p, u) for p, u in inner.items() if p.startswith(f"{path}."))
+            inside = tuple((p, u) for p, u in inner.items() if p.startswith(f"{path}."))
             whole = ((path, outer[path]),) if path in outer else ()
-            own = tuple(part for pair in (*within, *whole) for part in apart.of(*pair)) + feeds.get(path, ())
+            own = tuple(part for pair in (*inside, *whole) for part in apart.of(*pair)) + feeds.get(path, ())
             found.append(Layer(tower, index, path, own, units.attends(path) or any(map(_has_attention, own))))
     return tuple(found), units.untraced
+
+
+def _asked(path: str, taken: Sequence[str]) -> str:
+    """What attends as transformers sees it: the outermost module around it whose calls are asked for its weights."""
+    return min((other for other in taken if within(path, other)), key=len, default=path)
 
 
 def tower_names(towers: Sequence[Sequence[str]], units: Mapping[str, Unit]) -> list[str]:

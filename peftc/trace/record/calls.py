@@ -43,10 +43,11 @@ class Recorded:
 
 @dataclass
 class Recording:
-    """What one run of the outer model showed: a call per module, and which modules attend."""
+    """What one run of the outer model showed: a call per module, which modules attend, and which may: they weigh."""
 
     calls: dict[nn.Module, Recorded] = field(default_factory=dict)
     attending: dict[nn.Module, None] = field(default_factory=dict)
+    weighing: dict[nn.Module, None] = field(default_factory=dict)
 
 
 def together(recordings: Iterable[Recording]) -> Recording:
@@ -55,6 +56,7 @@ def together(recordings: Iterable[Recording]) -> Recording:
     for recording in recordings:
         found.calls.update(recording.calls)
         found.attending.update(recording.attending)
+        found.weighing.update(recording.weighing)
     return found
 
 
@@ -149,8 +151,8 @@ def _watching(recording: Recording, twins: Twins, padded: bool, number: int = 0)
         def watched(*args: Any, **kwargs: Any) -> Any:
             weights = softmax(*args, **kwargs)
             owner = next((m for m in reversed(stack) if any(True for _ in m.children())), None)
-            if weights.dim() == 4 and owner is not None:
-                recording.attending[owner] = None
+            if owner is not None:
+                (recording.attending if weights.dim() == 4 else recording.weighing)[owner] = None
             return weights
 
         return watched

@@ -10,7 +10,6 @@ from traceback import walk_tb
 from torch import nn
 
 from peftc.errors import PeftcError, Problem
-from peftc.graph.sites import within
 from peftc.trace.record import meta
 from peftc.trace.record.calls import Recorded, Recording, record, together
 from peftc.trace.record.feeds import FAILURES, POINTS, Point, feed, reconsidered, unknown
@@ -62,12 +61,12 @@ class Observed:
         return any(run in recording.calls for pair in pairs for recording in pair)
 
     def attending(self, model: nn.Module) -> list[str]:
-        """The paths of the modules that attend: by what they call, or else by what transformers takes from them."""
-        seen = {m for pair in self.recordings.values() for r in pair for m in r.attending}
-        found = {path for path, module in model.named_modules() if self.twins.get(module, module) in seen}
-        taken = {path for path in weights_taken(model) if self.calls(model.get_submodule(path))}
-        found |= {path for path in taken if not any(within(other, path) for other in found | taken - {path})}
-        return [path for path, _ in model.named_modules() if path in found]
+        """The paths of the modules that attend; what weighs does, where transformers takes its weights."""
+        runs = [recording for pair in self.recordings.values() for recording in pair]
+        seen, weighing = {m for r in runs for m in r.attending}, {m for r in runs for m in r.weighing}
+        taken = {self.twins.get(m, m) for m in map(model.get_submodule, weights_taken(model))}
+        attend = seen | (taken & weighing)
+        return [path for path, module in model.named_modules() if self.twins.get(module, module) in attend]
 
 
 def observe(model: nn.Module) -> Observed:

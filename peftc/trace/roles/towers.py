@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from peftc.graph.sites import dotted
+from peftc.graph.sites import dotted, within
 from peftc.trace.record.observed import Observed
 from peftc.trace.roles.norms import is_norm
 
@@ -67,11 +67,15 @@ def _has_norm(module: nn.Module) -> bool:
 
 
 def _blocks(model: nn.Module, chains: list[list[str]]) -> list[str]:
-    """One element of each chain: the outermost that is no stage, which only holds a list of blocks."""
+    """One element of each chain: the outermost that is no stage, which only holds a list of blocks.
+
+    What attends in a stage beside its blocks is in none of them.
+    """
     level = 0
     while _are_stages(model, [chain[level:] for chain in chains]):
         level += 1
-    return list(dict.fromkeys(chain[min(level, len(chain) - 1)] for chain in chains))
+    chosen = list(dict.fromkeys(chain[min(level, len(chain) - 1)] for chain in chains))
+    return [path for path in chosen if not any(other != path and within(other, path) for other in chosen)]
 
 
 def _are_stages(model: nn.Module, chains: list[list[str]]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -160,6 +161,30 @@ def test_the_states_of_grouped_blocks_are_recorded() -> None:
     model = peftc.attach(copy.deepcopy(base), spec([{"method": "adapter", "bottleneck": 2}]))
     wanted, found = (m(IDS, output_hidden_states=True).hidden_states for m in (base, model))
     torch.testing.assert_close(found, wanted)
+
+
+class Stage(nn.Module):
+    """Two blocks in a list, and an attention of the stage's own behind them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks, self.pool = nn.ModuleList([Normed(), Normed()]), Attending()
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        pooled: Tensor = x + self.pool(x)
+        return pooled
+
+
+def test_what_attends_in_a_stage_makes_it_no_block() -> None:
+    torch.manual_seed(0)
+    model = Net([Stage(), Stage()]).eval()
+    inner = [f"blocks.{stage}.blocks.{index}" for stage in range(2) for index in range(2)]
+    assert sorted(layer.path for layer in trace_model(model).layers) == inner
+    changed: Any = perturbed(attached(model))
+    changed(IDS).sum().backward()
+    assert all(changed.get_parameter(name).grad is not None for name in changed.added_names())
 
 
 class Feed(nn.Module):

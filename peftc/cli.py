@@ -30,8 +30,6 @@ SpecFile = Annotated[Path, typer.Argument(help="A spec, in YAML.", metavar="SPEC
 SpecFiles = Annotated[list[Path], typer.Argument(help="One or more specs, in YAML.", metavar="SPEC...")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-_FULL = "cannot write to stdout: {}"
-
 
 def _version(wanted: bool) -> None:
     if wanted:
@@ -65,11 +63,11 @@ def main() -> None:
             if ended.code == 130:
                 _interrupted()
             raise
-        except Exception:  # house: ok - the one handler of defects: it hides nothing
+        except Exception as error:  # house: ok - the one handler of defects: it hides nothing
             if interrupts:
                 _interrupted()
-            if full := _unwritten():
-                _complain(full, 1)
+            if isinstance(error, OSError) and (full := _unwritten()):
+                _complain(str(full), 1)
             _complain(f"{traceback.format_exc()}\nthis is a defect of peftc {__version__}, not of your spec", 3)
 
 
@@ -273,16 +271,20 @@ def _print(text: str) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise PeftcError(_FULL.format(error.strerror)) from error
+        raise _unwritable(error) from error
 
 
-def _unwritten() -> str | None:
+def _unwritten() -> PeftcError | None:
     """Why stdout does not take what was printed into it, typer's own pages too."""
     try:
         print(end="", flush=True)
     except OSError as error:
-        return "error: " + _FULL.format(error.strerror)
+        return _unwritable(error)
     return None
+
+
+def _unwritable(error: OSError) -> PeftcError:
+    return PeftcError(f"cannot write to stdout: {error.strerror or error}")
 
 
 def _interrupted() -> NoReturn:

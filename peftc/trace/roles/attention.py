@@ -110,13 +110,18 @@ def _whole_calls(view: View) -> list[AttentionCall]:
     found = []
     for node in view.graph.nodes:
         if node.target is SDPA:
-            named = inspect.signature(_sdpa).bind(*node.args, **node.kwargs).arguments
+            named = _of_sdpa(node)
             found.append(_call(view, node, named, named.get("attn_mask"), named.get("is_causal")))
         elif node.target == "__call__" and isinstance(node.args[0], fx.Node) and node.args[0].target is lookup:
             given = [a for a in node.args[1:] if not isinstance(a, SelfReference)]
             named = inspect.signature(_interface).bind(*given, **node.kwargs).arguments
             found.append(_call(view, node, named, named.get("attention_mask"), node.kwargs.get("is_causal")))
     return found
+
+
+def _of_sdpa(node: fx.Node) -> Mapping[str, Any]:
+    """The arguments of a call of torch's attention, by name."""
+    return inspect.signature(_sdpa).bind(*node.args, **node.kwargs).arguments
 
 
 def _interface(query: Any, key: Any, value: Any, attention_mask: Any = None, *options: Any, **named: Any) -> None:
@@ -147,9 +152,7 @@ def is_causal(view: View, flag: Any) -> bool:
 
 def _shows_all(node: fx.Node) -> bool:
     """Whether torch's own attention is called so that, without a mask, each query sees every key."""
-    return node.target is SDPA and not inspect.signature(_sdpa).bind(*node.args, **node.kwargs).arguments.get(
-        "is_causal"
-    )
+    return node.target is SDPA and not _of_sdpa(node).get("is_causal")
 
 
 def _may_be_true(flag: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import fx, nn
@@ -41,7 +41,8 @@ def singles(
     fixed = {name: why for name in checked if (why := _why(seen, like[name], turned))}
     looked_up = {n: m for n, m in modules.items() if isinstance(m, nn.Embedding) and observed.calls(m)}
     tables, fixed = _tables(model, looked_up), fixed | _instead(modules, looked_up)
-    graphs = {name: looking_up(module, calls) for name, module, calls in _own_forwards(modules, observed)}
+    forwards = {m: looking_up(m, calls) for m, calls in _own_forwards(like.values(), observed)}
+    graphs = {name: forwards[module] for name, module in like.items() if module in forwards}
     fixed |= {name: _no_map(modules[name]) for name, graph in graphs.items() if graph is None}
     groups: dict[tuple[type[nn.Module], Single, fx.Graph | None], list[str]] = {}
     outside = []
@@ -63,12 +64,12 @@ def _unit(model: nn.Module, names: Sequence[str], site: Single, graph: fx.Graph 
     return unit if graph is None else with_graph(unit, graph)
 
 
-def _own_forwards(modules: Mapping[str, nn.Module], observed: Observed) -> Iterator[tuple[str, nn.Module, list[Call]]]:
+def _own_forwards(modules: Iterable[nn.Module], observed: Observed) -> Iterator[tuple[nn.Module, list[Call]]]:
     """The embeddings whose class has a forward of its own, as one that scales the rows, with their calls."""
-    for name, module in modules.items():
+    for module in dict.fromkeys(modules):
         own = isinstance(module, nn.Embedding) and type(module).forward is not nn.Embedding.forward
         if own and (calls := observed.calls(module)):
-            yield name, module, calls
+            yield module, calls
 
 
 def _alone(model: nn.Module, layers: Sequence[Layer]) -> list[str]:

@@ -201,3 +201,20 @@ def test_what_is_added_to_a_table_is_scaled_and_looked_up_as_its_rows_are() -> N
 def test_rows_that_no_ids_choose_are_no_embedding() -> None:
     with pytest.raises(PeftcError, match=r"'places' is no place to attach: Placed is no linear map and no embedding"):
         attached(Placing(), {"method": "lora", "modules": "places"})
+
+
+class Told(Block):
+    """A block that adds a table's rows, which the table scales itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = Scaled(5, WIDTH)
+
+    def prepared(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        result: torch.Tensor = x + self.table(torch.zeros(x.shape[:2], dtype=torch.long, device=x.device))
+        return result
+
+
+def test_tables_that_are_built_alike_share_one_trace() -> None:
+    found = [unit for path, unit in trace_model(Net([Told() for _ in range(3)])).others if path.endswith("table")]
+    assert len(found) == 3 and all(unit is found[0] for unit in found)

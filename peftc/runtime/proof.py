@@ -18,7 +18,7 @@ from peftc.rewrite.simplify import without_idle
 from peftc.runtime.examples import recordings
 from peftc.runtime.namespace import module_of
 from peftc.runtime.shrunk import Shrunk, shrunk, size
-from peftc.runtime.unit_run import CASES, Drawn, UnitRun, fused_parts, neutral_shared
+from peftc.runtime.unit_run import Drawn, UnitRun, fused_parts, neutral_shared
 
 LARGEST = 250_000_000
 
@@ -73,10 +73,12 @@ def _of_large(large: Sequence[Body], smaller: Shrunk | None) -> Iterator[Line]:
 def _shown(program: Program, bodies: Sequence[Body]) -> Iterator[Line]:
     if not bodies:
         return
-    versions = tuple(_emitted(p) for p in (_bare(program), _laid(program), _neutral(program), program))
+    bare, neutral, full = map(_emitted, (without_additions(program), _neutral(program), program))
+    laid = _emitted(_laid(program)) if any(fused_parts(program, *body.paths) for body in bodies) else bare
+    versions = (bare, laid, neutral, full)
     found, drawn = recordings(program.plan.trace), Drawn()
     for body in bodies:
-        runs = [UnitRun.at(program, body, path, found, drawn) for path in _distinct(program, body)]
+        runs = [UnitRun.at(program, body, path, found, drawn, bare) for path in _distinct(program, body)]
         yield from _lines(body, runs, versions)
 
 
@@ -87,7 +89,7 @@ def _lines(body: Body, runs: Sequence[UnitRun], versions: Sequence[ModuleType]) 
         left = fails if any(run.left for run in runs) else "no forward calls it"
         yield Line(body.name, f"not run: {left}", 0)
         return
-    equal, same = sum(run.equal(bare) for run in runs[:1]), sum(run.identity(neutral, laid) for run in runs)
+    equal, same = len(runs[0].calls) + runs[0].equal(bare), sum(run.identity(neutral, laid) for run in runs)
     yield Line(
         body.name, f"without additions equal to {base}, bit for bit, gradients too{_limit(runs[0], equal)}", equal
     )
@@ -107,7 +109,7 @@ def _named(idle: Iterable[set[str]]) -> str:
 
 
 def _limit(run: UnitRun, compared: int) -> str:
-    whole = sum(len(calls) for _, calls in run.chosen) + len(CASES) * run.left
+    whole = len(run.calls) + run.left + sum(len(calls) for _, calls in run.chosen)
     why = "in which its own forward fails, or gives no finite number"
     return f"; {whole - compared} of {whole} runs left out, {why}" if compared < whole else ""
 
@@ -123,7 +125,7 @@ def _distinct(program: Program, body: Body) -> list[str]:
     return list(found.values())
 
 
-def _bare(program: Program) -> Program:
+def without_additions(program: Program) -> Program:
     """The same units as the base has them, inlined, with nothing added; each is a class of its own."""
     bodies = []
     for position, body in enumerate(program.bodies):
@@ -135,7 +137,7 @@ def _bare(program: Program) -> Program:
 
 def _laid(program: Program) -> Program:
     """The same, where a part of a fused projection that is changed comes as the sum does: dense, not as a slice."""
-    bare = _bare(program)
+    bare = without_additions(program)
     for body in bare.bodies:
         parts = fused_parts(program, *body.paths)
         for node in [n for n in body.graph.nodes if n.name in parts]:

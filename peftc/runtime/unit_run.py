@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
@@ -40,9 +40,9 @@ CASES = (
     Case(training=False, dtype=torch.float32, eager=False),
     Case(training=True, dtype=torch.float32, eager=True),
     Case(training=True, dtype=torch.bfloat16, eager=False),
-    Case(training=False, dtype=torch.float32, eager=True),
     Case(training=False, dtype=torch.bfloat16, eager=False),
-)  # every pair of two choices but eager attention in bfloat16
+    Case(training=False, dtype=torch.float32, eager=True),
+)  # every pair of two choices but eager attention in bfloat16; after the first, each has its opposite
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,13 +58,16 @@ class UnitRun:
     drawn: Drawn
 
     @classmethod
-    def at(cls, program: Program, body: Body, path: str, found: Recordings, drawn: Drawn) -> UnitRun:
-        """With the calls on which the base itself runs and has gradients; `left` counts the others."""
+    def at(cls, program: Program, body: Body, path: str, found: Recordings, drawn: Drawn, bare: ModuleType) -> UnitRun:
+        """With the calls on which the base itself runs and has gradients; `left` counts the others.
+
+        There the class of `bare`, which adds nothing, gives the same outputs and gradients.
+        """
         meta = program.plan.trace.model.get_submodule(path)
-        module, calls = real_module(meta), tuple(found.calls(meta, body.unit.graph))
-        base = copy.deepcopy(module).eval()
-        able = tuple((what, call) for what, call in calls if attempted(base, call, _filler(CASES[0])))
-        return cls(program, body, path, module, able, len(calls) - len(able), drawn)
+        calls = tuple(found.calls(meta, body.unit.graph))
+        whole = cls(program, body, path, real_module(meta), calls, 0, drawn)
+        able = tuple(whole._compared(bare, CASES[0], calls))
+        return replace(whole, calls=able, left=len(calls) - len(able))
 
     @property
     def exact(self) -> bool:
@@ -78,24 +81,26 @@ class UnitRun:
 
     @property
     def chosen(self) -> Sequence[tuple[Case, Sequence[tuple[str, Recorded]]]]:
-        """Every call under the first case; under the others every scenario, at one of its two sizes in turn."""
+        """The other cases: every scenario under two that are opposite, a size each; a single one under all."""
         scenarios: dict[str, list[tuple[str, Recorded]]] = {}
         for what, call in self.calls:
             scenarios.setdefault(what.partition(", ")[2], []).append((what, call))
-        others = [(case, [sizes[i % len(sizes)] for sizes in scenarios.values()]) for i, case in enumerate(CASES)]
-        return [(CASES[0], list(self.calls)), *others[1:]]
+        pairs = [(i, case, list(scenarios.values())[i % 2 :: 2] or scenarios.values()) for i, case in enumerate(CASES)]
+        return [(case, [sizes[i // 2 % len(sizes)] for sizes in some]) for i, case, some in pairs[1:]]
 
     def equal(self, emitted: ModuleType) -> int:
         """Outputs and gradients of the emitted class without additions, against the base's; how often that ran."""
-        compared = 0
-        for case, calls in self.chosen:
-            base = self._real(case)
-            own = self._as(emitted, case)
-            for what, call in calls:
-                if expected := attempted(base, call, _filler(case, self.own)):
-                    self._same(expected, run(own, call, _filler(case, self.own)), f"{what}, {case}")
-                    compared += 1
-        return compared
+        return sum(len(list(self._compared(emitted, case, calls))) for case, calls in self.chosen)
+
+    def _compared(
+        self, emitted: ModuleType, case: Case, calls: Sequence[tuple[str, Recorded]]
+    ) -> Iterator[tuple[str, Recorded]]:
+        """Those of the calls that the base itself runs: there the emitted class gives the same."""
+        base, own = self._real(case), self._as(emitted, case)
+        for what, call in calls:
+            if expected := attempted(base, call, _filler(case, self.own)):
+                self._same(expected, run(own, call, _filler(case, self.own)), f"{what}, {case}")
+                yield what, call
 
     def identity(self, emitted: ModuleType, laid: ModuleType) -> int:
         """Outputs of the emitted class whose additions have no effect, against the base's; they draw no dropout.
@@ -188,20 +193,24 @@ class UnitRun:
             call = neutral_shared(shared) if neutral else shared.module.call
             owner.add_module(shared.name, getattr(modules, call.name)(**dict(call.arguments)))
         says: Any = emitted
+        moved = frozenset[str]() if neutral else frozenset(says.trained_names())
         before, (_, number) = set(module._modules), dict(_placed(emitted))[self.path]
         module.attach(owner, number)
         for name in [n for n in module._modules if n not in before]:
-            self._initialise(name, module.get_submodule(name), says)
-        self._initialise("", owner, says)
+            self._initialise(name, module.get_submodule(name), says, {m.removeprefix(f"{self.path}.") for m in moved})
+        self._initialise("", owner, says, moved)
         return module.to(case.dtype).train(case.training), owner.to(case.dtype)
 
     @torch.no_grad()
-    def _initialise(self, addition: str, owner: nn.Module, emitted: Any) -> None:
-        """First values, drawn once for all cases and all units."""
+    def _initialise(self, addition: str, owner: nn.Module, emitted: Any, moved: Set[str]) -> None:
+        """First values, drawn once for all cases and all units; zeros for what is `moved` off them anyway."""
         for path, module in owner.named_modules(prefix=addition):
             initial: Any = getattr(module, "initial", None)
             for name, parameter in module.named_parameters(recurse=False):
                 key = f"{path}.{name}", parameter.shape
+                if key[0] in moved:
+                    parameter.zero_()
+                    continue
                 if key not in self.drawn:
                     self.drawn[key] = initial(name, emitted.Draw(*key)).to(parameter.dtype)
                 parameter.copy_(self.drawn[key])

@@ -202,8 +202,8 @@ class Features:
 def features(way: list[fx.Node], width: int) -> Features | None:
     """Which of a linear's features arrive at the end of a way: nodes in the graph's order, the linear first.
 
-    Parts that take several ways count together, as far as one node holds them all.  None where that node holds features
-    in one axis with examples or positions.
+    Parts that take several ways count together, as far as one node holds them all.  Where that node holds features in
+    one axis with examples or positions, the linear itself has them among others; None where they lie apart there.
     """
     head, end = way[0], way[-1]
     shape = (*head.meta["value"][0].shape[:-1], width)
@@ -218,7 +218,11 @@ def features(way: list[fx.Node], width: int) -> Features | None:
         return Features(end, ())
     first = [node for node, places in tensors.items() if final <= _arrived(places, width)]
     closest = min(first, key=lambda node: len(_arrived(tensors[node], width)), default=head)
-    return _laid_out(closest, tensors[closest], shape)
+    return _laid_out(closest, tensors[closest], shape) or _among_others(head, sorted(final))
+
+
+def _among_others(head: fx.Node, rows: list[int]) -> Features | None:
+    return Features(head, tuple(rows)) if rows == list(range(rows[0], rows[-1] + 1)) else None
 
 
 def _arrived(held: torch.Tensor, width: int) -> set[int]:

@@ -13,7 +13,7 @@ from torch.fx.node import Argument, Target
 
 from peftc import modules
 from peftc.errors import Defect
-from peftc.graph import joints, norms, slots
+from peftc.graph import joints, norms, parts, slots
 from peftc.graph.branches import end_of, leave
 from peftc.graph.sites import Attention, Embedding, Projection, Site, Sublayer, Windowed, Written
 
@@ -60,6 +60,8 @@ class Editor:
         self._site, self._name, self._label, self._gating = site, name, label, gating
         self._comment = f"{label} on {site.name}" + (", gated" if gating else "")
         self._fresh = set()
+        if isinstance(site, Projection) and site.among and _output(site) not in self._nodes:
+            self._nodes[_output(site)], self._levels[site.node, AFTER] = parts.taken(self, site)
         yield
         if isinstance(site, Projection):
             self._owned.setdefault(site.node, set()).update(self._fresh)
@@ -266,7 +268,10 @@ class Editor:
 
 
 def _output(site: Projection | Sublayer | Embedding) -> str:
-    return site.node if isinstance(site, Embedding) else site.output
+    """The node that holds what the site computes: of a part among others, one that an edit takes from them."""
+    if isinstance(site, Embedding):
+        return site.node
+    return f"{site.node}_{site.name}" if isinstance(site, Projection) and site.among else site.output
 
 
 def _ancestors(node: fx.Node, end: fx.Node) -> Iterator[fx.Node]:

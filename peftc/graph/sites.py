@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 class Projection:
     """A linear map y = W x, or the rows of a fused one that make one of its parts.
 
-    `node` calls the module; `output` is the first node that holds this part's features alone (`node` itself when the
-    projection is not fused).  `rows` are the part's rows of W in the order of `output`'s features; None means all.
+    `node` calls the module; `output` is the first node that holds this part's features alone (`node` itself where
+    the map is not fused, or no node does).  `rows` are the part's rows of W in the order of its features, None all.
     Where `output` is not (batch, length, outputs), it is that with the features unflattened to `dims` and all axes
     permuted by `order`: the heads of an interleaved projection; `ones` are axes of one entry that it does not have.
     `flat`: batch and length are one axis; `turned`: the length stands before the batch.  `again`: the nodes
@@ -38,6 +38,11 @@ class Projection:
     causal: bool = False
     mask: str | None = None
     again: tuple[str, ...] = ()
+
+    @property
+    def among(self) -> bool:
+        """Whether no node holds this part alone: `output` is the call, in whose features its rows are in line."""
+        return self.rows is not None and self.output == self.node
 
     @property
     def label(self) -> str:

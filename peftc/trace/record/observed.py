@@ -19,8 +19,8 @@ from peftc.trace.record.nested import tensors_in
 from peftc.trace.record.pictures import USUAL, sees
 from peftc.trace.record.source import said
 from peftc.trace.record.submodels import inner_runs
+from peftc.trace.record.taken import taken
 from peftc.trace.record.twins import Twins, twins
-from peftc.trace.record.weights_taken import weights_taken
 
 LONGEST = max(point.length + point.past for point in POINTS)
 Call = tuple[Recorded, ...]
@@ -64,8 +64,8 @@ class Observed:
         """The paths of the modules that attend; what weighs does, where transformers takes its weights."""
         runs = [recording for pair in self.recordings.values() for recording in pair]
         seen, weighing = {m for r in runs for m in r.attending}, {m for r in runs for m in r.weighing}
-        taken = {self.twins.get(m, m) for m in map(model.get_submodule, weights_taken(model))}
-        attend = seen | (taken & weighing)
+        asked = {self.twins.get(m, m) for m in map(model.get_submodule, taken(model, "attentions"))}
+        attend = seen | (asked & weighing)
         return [path for path, module in model.named_modules() if self.twins.get(module, module) in attend]
 
 

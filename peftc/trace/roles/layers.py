@@ -14,7 +14,7 @@ from peftc.graph.sites import Attention, Layer, Site, Unit, within
 from peftc.trace.record.causal import LooksBack
 from peftc.trace.record.observed import Call, Observed
 from peftc.trace.record.other_sizes import Elsewhere
-from peftc.trace.record.weights_taken import weights_taken
+from peftc.trace.record.taken import taken
 from peftc.trace.roles.apart import Apart
 from peftc.trace.roles.attention import attention_sites
 from peftc.trace.roles.blocks import block_sites, feed_sites, other_sites, with_output
@@ -34,12 +34,14 @@ def layers(
     towers = layer_paths(model, observed)
     blocks = [path for tower in towers for path in tower]
     attending = observed.attending(model)
-    taken = [path for path in weights_taken(model) if any(path != b and within(path, b) for b in blocks)]
-    attention = list(dict.fromkeys(_asked(path, taken) for path in attending if path not in blocks))
-    leaves = frozenset(model.get_submodule(p) for p in attention)
+    weighed, recorded = ([p for p in taken(model, w) if _inside(p, blocks)] for w in ("attentions", "hidden_states"))
+    attention = list(dict.fromkeys(_asked(path, weighed) for path in attending if path not in blocks))
+    leaves = frozenset(model.get_submodule(p) for p in (*attention, *recorded))
     replaced = {path: why for path, why in observed.replaced.items() if path in (*attention, *blocks)}
-    units = _Units(model, observed, leaves, session, looks_back, replaced, tuple(attending), Elsewhere(model, observed))
+    further = Elsewhere(model, observed)
+    units = _Units(model, observed, leaves, session, looks_back, replaced, attention, attending, further)
     inner = {path: unit for unit in units.of(attention, {}) for path in unit.paths}
+    inner |= {path: unit for unit in units.of([p for p in recorded if p not in inner], inner) for path in unit.paths}
     outer = {path: unit for unit in units.of(blocks, inner) for path in unit.paths}
     feeds = units.feeding({path: outer[path] for path in attending if path in outer})
     found, apart = [], Apart(model, observed)
@@ -52,9 +54,13 @@ def layers(
     return tuple(found), units.untraced
 
 
-def _asked(path: str, taken: Sequence[str]) -> str:
+def _inside(path: str, blocks: Sequence[str]) -> bool:
+    return any(path != block and within(path, block) for block in blocks)
+
+
+def _asked(path: str, weighed: Sequence[str]) -> str:
     """What attends as transformers sees it: the outermost module around it whose calls are asked for its weights."""
-    return min((other for other in taken if within(path, other)), key=len, default=path)
+    return min((other for other in weighed if within(path, other)), key=len, default=path)
 
 
 def tower_names(towers: Sequence[Sequence[str]], units: Mapping[str, Unit]) -> list[str]:
@@ -84,7 +90,8 @@ class _Units:
     session: Session
     looks_back: LooksBack
     untraced: dict[str, str]
-    attending: tuple[str, ...]
+    attention: Sequence[str]
+    attending: Sequence[str]
     elsewhere: Elsewhere
 
     def of(self, paths: Sequence[str], inner: Mapping[str, Unit]) -> list[Unit]:
@@ -132,7 +139,7 @@ class _Units:
 
     def _sites(self, path: str, view: View, inner: Mapping[str, Unit]) -> list[Site]:
         """The sites of an attention, of a block that attends, of one between such blocks, or of any block without."""
-        if view.module in self.leaves:
+        if path in self.attention:
             return with_output(view, attention_sites(view))
         if self.attending and not self.attends(path):
             return other_sites(view, caches(self.observed.calls(view.module)))

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 import peftc
-from peftc.errors import PeftcError
 from peftc.graph.sites import Projection
 from peftc.trace import trace_model
 from tests.laws import spec
@@ -26,12 +25,10 @@ class Merged(nn.Module):
         super().__init__()
         self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
 
-    def parted(self, qkv: torch.Tensor) -> Any:
-        return qkv.unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
-
     def forward(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         batch, length, _ = x.shape
-        q, k, v = self.parted(self.qkv(x)).reshape(3, batch * 2, length, 4).unbind(0)
+        qkv = self.qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.reshape(3, batch * 2, length, 4).unbind(0)
         weights = (q * 0.5 @ k.transpose(-2, -1)).softmax(-1)
         result: torch.Tensor = self.out((weights @ v).view(batch, 2, length, 4).transpose(1, 2).flatten(2))
         return result
@@ -41,17 +38,6 @@ class MergedBlock(Block):
     def __init__(self) -> None:
         super().__init__()
         self.attention: Any = Merged()
-
-
-class Interleaved(Merged):
-    def parted(self, qkv: torch.Tensor) -> Any:
-        return qkv.unflatten(-1, (2, 3, 4)).permute(3, 0, 2, 1, 4)
-
-
-class InterleavedBlock(Block):
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention: Any = Interleaved()
 
 
 LORA = {"method": "lora", "at": ["q", "v"], "rank": 2, "alpha": 6}
@@ -104,8 +90,3 @@ def test_the_rows_of_each_part_are_known() -> None:
     assert {s.name: s.rows for s in sites if isinstance(s, Projection)} == {
         name: tuple(range(24))[rows] for name, rows in PARTS.items()
     }
-
-
-def test_rows_that_lie_apart_are_refused() -> None:
-    with pytest.raises(PeftcError, match="what attention_qkv makes arrives in one axis with examples or positions"):
-        peftc.attach(made(InterleavedBlock), spec([LORA]))

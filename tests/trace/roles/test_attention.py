@@ -90,7 +90,7 @@ def test_an_interface_that_is_called_by_names() -> None:
 
 
 class Merged(nn.Module):
-    """Heads and examples in one axis."""
+    """Heads and examples in one axis, where the rows of each part lie apart."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class Merged(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, length, _ = x.shape
-        qkv = self.qkv(x).view(batch, length, 3, 2, 4).permute(2, 0, 3, 1, 4)
+        qkv = self.qkv(x).view(batch, length, 2, 3, 4).permute(3, 0, 2, 1, 4)
         query, key, value = qkv.reshape(3, batch * 2, length, 4).unbind(0)
         return nn.functional.scaled_dot_product_attention(query, key, value)
 

@@ -15,6 +15,7 @@ from peftc.emit.literal import WIDTH, literal
 from peftc.errors import Defect
 from peftc.methods.call import ModuleCall
 from peftc.rewrite.program import Addition, Body
+from peftc.rewrite.share import numbered
 from peftc.spec.layers import number, ranges
 from peftc.spec.patterns import compress, template
 
@@ -35,7 +36,10 @@ def classes(bodies: Collection[Body]) -> tuple[Class, ...]:
     alike: dict[str, list[Body]] = {}
     for body in bodies:
         alike.setdefault(body.name, []).append(body)
-    return tuple(found for same in alike.values() for found in _split(_whole(same)))
+    found = tuple(unit for same in alike.values() for unit in _split(_whole(same)))
+    if len({unit.name for unit in found}) < len(found):
+        raise Defect(f"two classes have one name among {', '.join(unit.name for unit in found)}")
+    return found
 
 
 def _whole(same: Sequence[Body]) -> Body:
@@ -53,10 +57,16 @@ def _split(body: Body) -> list[Class]:
     uniform = all(len(set(addition.calls.values())) == 1 for addition in body.additions)
     if uniform or len(set(layers)) == len(layers):
         return [Class(body.name, body, body.paths)]
+    alone = len(set(map(template, body.paths))) == len(layers)  # then no number tells two of them apart
     groups: dict[str, list[str]] = {}
     for path in body.paths:
-        groups.setdefault(template(path), []).append(path)
-    return [Class(body.name + _suffix(t, groups), body, tuple(paths)) for t, paths in groups.items()]
+        added = repr([addition.calls[path] for addition in body.additions])
+        groups.setdefault(added if alone else template(path), []).append(path)
+    firsts = [template(paths[0]) for paths in groups.values()]
+    names = [body.name + _suffix(first, firsts) for first in firsts]
+    if len(set(names)) < len(names):
+        names = [numbered(body.name, number) for number in range(1, len(names) + 1)]
+    return [Class(name, body, tuple(paths)) for name, paths in zip(names, groups.values(), strict=True)]
 
 
 def _suffix(own: str, others: Collection[str]) -> str:

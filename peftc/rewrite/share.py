@@ -42,7 +42,12 @@ def _name(own: Body, firsts: Sequence[Body]) -> str:
     names = [own.unit.name + "".join(body.words[position] for position in differing) for body in alike]
     name = names[alike.index(own)]
     number = [body for body, other in zip(alike, names, strict=True) if other == name].index(own) + 1
-    return name if names.count(name) == 1 else f"{name}{'_' if name[-1].isdigit() else ''}{number}"
+    return name if names.count(name) == 1 else numbered(name, number)
+
+
+def numbered(name: str, number: int) -> str:
+    """A class's name with a number behind it, apart from one that it ends in."""
+    return f"{name}{'_' if name[-1].isdigit() else ''}{number}"
 
 
 def _code(body: Body) -> object:

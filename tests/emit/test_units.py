@@ -47,3 +47,15 @@ def test_bodies_of_one_name_are_one_class() -> None:
     (unit,) = classes(counted)
     assert set(placed([unit])) == {"stages.{0-1}.blocks.0.attention", "stages.{0-1}.blocks.1.attention"}
     assert "Layers 0-3: written by hand." in class_text(unit, "base.BartAttention", (), ())
+
+
+@pytest.mark.parametrize("pattern", ["stages.1.blocks.{}.attention", "limbs.limb_{}.attention"])
+def test_where_no_number_tells_layers_apart_what_differs_makes_classes_of_its_own(pattern: str) -> None:
+    paths = [pattern.format(i) for i in range(4)]
+    calls = [lora(8, 8, rank) for rank in (2, 3, 3, 4)]
+    found = classes([body(BartAttention, "BartAttention", paths, {"lora": calls})])
+    assert [(unit.name, list(unit.paths)) for unit in found] == [
+        ("BartAttention1", paths[:1]), ("BartAttention2", paths[1:3]), ("BartAttention3", paths[3:]),
+    ]  # fmt: skip
+    ranks = [class_text(unit, "base.BartAttention", (), ()).partition("rank=")[2][0] for unit in found]
+    assert ranks == ["2", "3", "4"]

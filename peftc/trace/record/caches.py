@@ -52,12 +52,12 @@ def kept(model: nn.Module, given: dict[str, Any], run: Runner) -> Kept | None:
 
     An attribute has the parameter's name.  Of a tuple's item, that parameter is one with which it comes back longer.
     """
-    if CACHE in parameters(model) and isinstance(model, PreTrainedModel):
-        return Kept(CACHE, CACHE)
     usual = Kept(CACHE, CACHE) if CACHE in parameters(model) else None
     with torch.no_grad(), run():
-        with_cache, without = (model(**given, use_cache=keeps) for keeps in (True, False))
-        return next(_found(model, given, with_cache, without), usual)
+        with_cache = model(**given, use_cache=True)
+        if usual and isinstance(model, PreTrainedModel) and usual.of(with_cache) is not None:
+            return usual
+        return next(_found(model, given, with_cache, model(**given, use_cache=False)), usual)
 
 
 def _found(model: Any, given: dict[str, Any], with_cache: Any, without: Any) -> Iterator[Kept]:

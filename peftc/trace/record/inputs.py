@@ -148,6 +148,8 @@ def _encoded(model: Any, reads: Feed, given: dict[str, Any], run: Runner) -> dic
     if not (reads.paired and "encoder_outputs" in parameters(model) and getattr(model, "get_encoder", None)):
         return {}
     encoder, main = model.get_encoder(), reads.inputs[0].name
+    if encoder is model:  # transformers' answer where none is found
+        return {}
     names = parameters(encoder)
     own = {name: value for name, value in given.items() if name in names}
     first = getattr(encoder, "main_input_name", next(iter(names)))

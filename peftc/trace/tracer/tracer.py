@@ -8,6 +8,7 @@ import operator
 import sys
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Sequence, Set
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -107,6 +108,9 @@ class Tracer(fx.proxy.TracerBase):
             return a.node
         if isinstance(a, nn.Module):
             return SelfReference(self.paths[a]) if a in self.paths else fail(f"{type(a).__name__} is outside the unit")
+        if is_dataclass(a) and not isinstance(a, type):
+            given = {f.name: getattr(a, f.name) for f in fields(a) if f.init}
+            return self.create_proxy("call_function", type(a), (), given).node
         if isinstance(a, (tuple, list)):
             items = [self.create_arg(x) for x in a]
             return items if isinstance(a, list) else tuple(items)

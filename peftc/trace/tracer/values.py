@@ -109,6 +109,11 @@ class Value(fx.Proxy):
     def __setitem__(self, key: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if "node" in vars(self):  # its own two attributes come first
+            fail(f"it sets the attribute {name} of {self!r}")
+        super().__setattr__(name, value)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.tracer.call_value(self, args, kwargs)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from tests.trace.nets import IDS, Attending, Block, Net, attached
 
@@ -52,3 +53,25 @@ def test_a_list_of_keys_and_values_is_a_cache() -> None:
     torch.testing.assert_close((own, same), (first, kept))
     torch.testing.assert_close(changed(IDS[:, :1], kept, True), model(IDS[:, :1], kept, True))
     torch.testing.assert_close(changed(IDS, kept), model(IDS, kept))
+
+
+class Passing(PreTrainedModel):
+    """A model of transformers that hands what it keeps back in a tuple, under transformers' own name."""
+
+    config_class = PreTrainedConfig
+
+    def __init__(self) -> None:
+        super().__init__(PreTrainedConfig())
+        self.net = Remembering([Going(), Going()])
+
+    def forward(self, input_ids: torch.Tensor, past_key_values: Any = None, use_cache: bool = False) -> Any:
+        return self.net(input_ids, past_key_values, use_cache)
+
+
+def test_a_model_of_transformers_may_hand_its_cache_back_in_a_tuple() -> None:
+    torch.manual_seed(0)
+    model: Any = Passing()
+    model.eval()
+    changed: Any = attached(model)
+    _, kept = model(IDS, use_cache=True)
+    torch.testing.assert_close(changed(IDS[:, :1], kept, True), model(IDS[:, :1], kept, True))

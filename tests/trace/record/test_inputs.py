@@ -129,3 +129,15 @@ def test_an_encoder_that_does_not_name_its_input_is_given_what_its_model_reads()
     given = inputs(Retelling(), Scenario(mask=True, cache="single"), POINTS[0], nullcontext)
     assert given is not None
     assert given["encoder_outputs"].shape[-1] == 4
+
+
+class Oneself(Retelling):
+    """It has its encoder in no place of its own: transformers says that it is the model itself."""
+
+    def get_encoder(self) -> nn.Module:
+        return self
+
+
+def test_a_model_is_no_encoder_of_its_own() -> None:
+    given = inputs(Oneself(), Scenario(mask=True, cache="single"), POINTS[0], nullcontext)
+    assert given is not None and "encoder_outputs" not in given

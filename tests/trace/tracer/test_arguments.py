@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from transformers.utils.generic import ModelOutput
 
 from peftc.errors import PeftcError
 from peftc.graph.branches import Guard
@@ -16,7 +18,7 @@ from peftc.trace.record.observed import Call
 from peftc.trace.tracer.patches import installed
 from peftc.trace.tracer.units import EAGER, UnitTracer
 from peftc.trace.tracer.values import TraceFailure
-from tests.trace.nets import Block, Net, attached
+from tests.trace.nets import WIDTH, Block, Net, attached
 
 
 class Counter:
@@ -186,6 +188,35 @@ class Named(Block):
         return state._replace(x=super().forward(state.x) * state.scale)
 
 
+@dataclass
+class Sheet:
+    x: Tensor
+    scale: Tensor
+    note: str = ""
+
+
+class Filed(Block):
+    def forward(self, state: Sheet) -> Sheet:  # type: ignore[override]
+        return Sheet(super().forward(state.x) * state.scale, scale=state.scale)
+
+
+@dataclass
+class Output(ModelOutput):
+    x: Tensor | None = None
+    scale: Tensor | None = None
+
+
+class Reported(Block):
+    def forward(self, state: Sheet) -> Output:  # type: ignore[override]
+        return Output(x=super().forward(state.x) * state.scale)
+
+
+class Overwritten(Block):
+    def forward(self, state: Sheet) -> Sheet:  # type: ignore[override]
+        state.x = super().forward(state.x)
+        return state
+
+
 class Mapped(Block):
     def forward(self, state: dict[str, Tensor]) -> dict[str, Tensor]:  # type: ignore[override]
         return {**state, "x": super().forward(state["x"])}
@@ -204,12 +235,15 @@ class Carrying(Net):
         elif isinstance(block, Mapped):
             result = block({"x": x})["x"]
         else:
-            result = block(State(x, x.new_ones(1))).x
+            result = block((State if isinstance(block, Named) else Sheet)(x, x.new_ones(1))).x
         return result
 
 
-def test_a_tuple_of_fields_is_handed_on_as_it_is() -> None:
-    attached(Carrying([Named()]).eval())
+@pytest.mark.parametrize("kind", [Named, Filed, Reported])
+def test_what_has_fields_is_handed_on_as_it_is(kind: type[nn.Module]) -> None:
+    block: Any = attached(Carrying([kind()]).eval()).get_submodule("blocks.0")
+    made, like = (f(block, State(torch.ones(2, 3, WIDTH), torch.ones(1))) for f in (type(block).forward, kind.forward))
+    assert type(made) is type(like) and torch.equal(made.x, like.x)
 
 
 @pytest.mark.parametrize(
@@ -219,6 +253,7 @@ def test_a_tuple_of_fields_is_handed_on_as_it_is() -> None:
             Mapped,
             r"it goes through the keys of \{\*\*state.*, in Mapped.forward\), which may be others in another call",
         ),
+        (Overwritten, "it sets the attribute x of state"),
         (Unnamed, r"it is given arguments without names, as \*args"),
     ],
 )

@@ -250,18 +250,22 @@ def _feeding(view: View, down: fx.Node, free: list[fx.Node]) -> list[fx.Node]:
 
 
 def _named(view: View, down: fx.Node, linears: list[fx.Node]) -> list[Projection]:
-    """up and down; or gate, up and down, where the product of two branches feeds down."""
+    """up and down; or gate, up and down, where the product of two branches feeds down.
+
+    The product of two branches of one projection is an activation of it, written out.
+    """
     last = replace(projection(view, down, [down]), name="ffn_down")
     makes = dataflow.upstream(view.flow, down, lambda n: n in linears or _is_product(view, n, linears))
     products = [n for n in makes if n not in linears]
+    only = [replace(projection(view, linears[0], [linears[0]]), name="ffn_up"), last]
     if not products:
-        return [replace(projection(view, linears[0], [linears[0]]), name="ffn_up"), last]
+        return only
     branches = [a for a in products[0].args if isinstance(a, fx.Node)]
     ways = [_way(view, branch, linears) for branch in branches]
     active = [any(not dataflow.is_move(n) for n in way[1:]) for way in ways]  # an activation marks the gate
     gate, up = reversed(ways) if any(active) and not active[0] else ways
-    named = (replace(projection(view, way[0], way), name=name) for way, name in ((gate, "ffn_gate"), (up, "ffn_up")))
-    return [*named, last]
+    named = [replace(projection(view, way[0], way), name=name) for way, name in ((gate, "ffn_gate"), (up, "ffn_up"))]
+    return only if len({(part.module, part.rows) for part in named}) == 1 else [*named, last]
 
 
 def _is_product(view: View, node: fx.Node, linears: list[fx.Node]) -> bool:

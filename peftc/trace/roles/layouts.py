@@ -58,17 +58,23 @@ def _heads(operand: fx.Node, batch: tuple[int, ...]) -> int | None:
 def _examples_apart(operand: fx.Node, batch: tuple[int, ...]) -> bool:
     """Whether the first axis of a folded operand runs through the heads of one example before the next one's."""
     way = [operand]
-    while len(_dims(way[0])) == 3 and (before := _moved_or_scaled(way[0])) is not None:
+    while (axis := _axis(way[0], batch)) is None and (before := _moved_or_scaled(way[0])) is not None:
         way.insert(0, before)
-    shape = _dims(way[0])
-    if len(shape) != 4 or tuple(value.shape[0] for value in way[0].meta["value"]) != batch:
+    if axis is None:
         return False
-    held = {way[0]: torch.arange(batch[0]).view(-1, 1, 1, 1).expand(shape).contiguous()}
+    shape = _dims(way[0])
+    held = {way[0]: torch.arange(batch[0]).view(-1, *(1 for _ in shape[axis + 1 :])).expand(shape).contiguous()}
     for before, node in itertools.pairwise(way):
         held[node] = dataflow.recomputed(node, held) if dataflow.is_move(node) else held[before]
     examples = held[operand]
     wanted = torch.arange(examples.shape[0]) // (examples.shape[0] // batch[0])
     return bool((examples == wanted[:, None, None]).all())
+
+
+def _axis(node: fx.Node, batch: tuple[int, ...]) -> int | None:
+    """The axis that has the examples alone; None where none has."""
+    sizes = list(zip(*(value.shape for value in node.meta["value"]), strict=True))
+    return next((axis for axis, size in enumerate(sizes[:-1]) if size == batch), None)
 
 
 def _moved_or_scaled(node: fx.Node) -> fx.Node | None:

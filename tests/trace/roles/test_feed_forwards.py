@@ -1,0 +1,33 @@
+"""What is a gate of a feed-forward, and what is no more than its activation, written out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.trace.seen import sites
+
+WIDTH = 8
+
+
+class Written(nn.Module):
+    """A feed-forward whose activation is a product: of one projection, or of two parts of it."""
+
+    def __init__(self, gated: bool) -> None:
+        super().__init__()
+        self.gated = gated
+        self.up, self.down = nn.Linear(WIDTH, 24), nn.Linear(12 if gated else 24, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one = other = self.up(x)
+        if self.gated:
+            one, other = one.chunk(2, -1)
+        made: Tensor = x + self.down(one * 0.5 * (1 + torch.tanh(other)))
+        return made
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_product_of_one_projection_with_itself_is_its_activation(gated: bool) -> None:
+    found = sites(Written(gated), WIDTH)
+    assert set(found) == {"ffn_up", "ffn_down", "ffn"} | ({"ffn_gate"} if gated else set())

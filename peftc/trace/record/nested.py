@@ -22,6 +22,13 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
         yield from tensors_in([getattr(value, field.name) for field in fields(value)])
 
 
+def made_of(value: Any) -> dict[str, Any]:
+    """What a dataclass was made of, by name; nothing where it is none."""
+    if not is_dataclass(value) or isinstance(value, type):
+        return {}
+    return {field.name: getattr(value, field.name) for field in fields(value) if field.init}
+
+
 def rebuilt(like: tuple[Any, ...] | list[Any], items: Iterable[Any]) -> Any:
     """These items as a tuple or a list of the class of another, which may name its fields."""
     make: Any = getattr(type(like), "_make", type(like))

@@ -8,7 +8,6 @@ import operator
 import sys
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Sequence, Set
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch import fx, nn
 from peftc.graph.branches import SelfReference, assume, attribute, enter, inputs, leave
 from peftc.graph.sites import dotted
 from peftc.trace.record.memo import Remembered
+from peftc.trace.record.nested import made_of
 from peftc.trace.record.source import told
 from peftc.trace.record.state import held, is_stacked, numbers_set, restored
 from peftc.trace.tracer.constants import axis_read, constant, is_cut, is_none, sized
@@ -70,9 +70,7 @@ class Tracer(fx.proxy.TracerBase):
         """The graph of the unit's forward on these arguments."""
         positional, keywords = [], {}
         for argument in arguments:
-            value: Any = argument.default
-            if argument.points is not None:
-                value = self._placeholder(argument)
+            value: Any = argument.default if argument.points is None else self._placeholder(argument)
             if argument.kind == "extra":
                 keywords[EXTRA] = value
             elif argument.kind == "keyword":
@@ -108,12 +106,10 @@ class Tracer(fx.proxy.TracerBase):
             return a.node
         if isinstance(a, nn.Module):
             return SelfReference(self.paths[a]) if a in self.paths else fail(f"{type(a).__name__} is outside the unit")
-        if is_dataclass(a) and not isinstance(a, type):
-            given = {f.name: getattr(a, f.name) for f in fields(a) if f.init}
+        if given := made_of(a):
             return self.create_proxy("call_function", type(a), (), given).node
         if isinstance(a, (tuple, list)):
-            items = [self.create_arg(x) for x in a]
-            return items if isinstance(a, list) else tuple(items)
+            return (list if isinstance(a, list) else tuple)(map(self.create_arg, a))
         if isinstance(a, dict):
             return {k: self.create_arg(v) for k, v in a.items()}
         if isinstance(a, slice):

@@ -48,16 +48,17 @@ def takes_use_cache(model: nn.Module) -> bool:
 
 
 def kept(model: nn.Module, given: dict[str, Any], run: Runner) -> Kept | None:
-    """By transformers' word; else what comes back only where a cache is kept, and the parameter that goes on from it.
+    """By transformers' word, but in a tuple; else what comes back only where it is asked for, and what goes on from it.
 
     An attribute has the parameter's name.  Of a tuple's item, that parameter is one with which it comes back longer.
     """
     usual = Kept(CACHE, CACHE) if CACHE in parameters(model) else None
-    with torch.no_grad(), run():
+    known = usual if isinstance(model, PreTrainedModel) else None
+    with torch.no_grad(), run(), suppress(*(FAILURES if known else ())):
         with_cache = model(**given, use_cache=True)
-        if usual and isinstance(model, PreTrainedModel) and usual.of(with_cache) is not None:
-            return usual
-        return next(_found(model, given, with_cache, model(**given, use_cache=False)), usual)
+        if known is None or isinstance(with_cache, tuple):
+            return next(_found(model, given, with_cache, model(**given, use_cache=False)), usual)
+    return known
 
 
 def _found(model: Any, given: dict[str, Any], with_cache: Any, without: Any) -> Iterator[Kept]:

@@ -80,7 +80,9 @@ def record(
     except RuntimeError:
         if not scenario.continues or scenario.whole:
             raise
-        return record(model, replace(scenario, whole=True), point, twins, beside)
+        with suppress(RuntimeError):
+            return record(model, replace(scenario, whole=True), point, twins, beside)
+        raise
 
 
 def _run(

@@ -45,14 +45,26 @@ class Observed:
     unfed: Mapping[str, str]
 
     def calls(self, module: nn.Module) -> list[Call]:
-        """The calls of one module, per scenario that reaches it, as one record per point; of equal ones the first."""
+        """The calls of one module, per scenario that reaches it, as one record per point; of equal ones the first.
+
+        Of modules that are built like it, those that are given something where it is given None.
+        """
         run = self.twins.get(module, module)
-        pairs = self.recordings.values()
-        calls = [tuple(r.calls[run] for r in pair) for pair in pairs if all(run in r.calls for r in pair)]
         distinct: dict[Hashable, Call] = {}
-        for call in calls:
+        for call in self._recorded(run):
             distinct.setdefault(signature([(r.named, r.extra) for r in call]), call)
+        known = {_given(call) for call in distinct.values()}
+        for call in (
+            c for other, like in self.twins.items() if like is run is not other for c in self._recorded(other)
+        ):
+            if _given(call) not in known:
+                known.add(_given(call))
+                distinct[signature([(r.named, r.extra) for r in call])] = call
         return list(distinct.values())
+
+    def _recorded(self, module: nn.Module) -> list[Call]:
+        pairs = self.recordings.values()
+        return [tuple(r.calls[module] for r in pair) for pair in pairs if all(module in r.calls for r in pair)]
 
     def continues(self, module: nn.Module) -> bool:
         """Whether a module runs on what comes next alone, where a cache holds the rest: it never looks ahead."""
@@ -67,6 +79,11 @@ class Observed:
         asked = {self.twins.get(m, m) for m in map(model.get_submodule, taken(model, "attentions"))}
         attend = seen | (asked & weighing)
         return [path for path, module in model.named_modules() if self.twins.get(module, module) in attend]
+
+
+def _given(call: Call) -> frozenset[str]:
+    """The arguments of a call that are something."""
+    return frozenset(name for r in call for name, value in r.named.items() if value is not None)
 
 
 def observe(model: nn.Module) -> Observed:

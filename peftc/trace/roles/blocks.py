@@ -31,6 +31,7 @@ from peftc.trace.roles.views import (
 )
 
 CASTS = frozenset({"to", "float", "type_as"})
+AFFINE = CASTS | {"add", "sub", "mul", "truediv", "clamp", "clip"}
 MULTIPLIES = (operator.mul, operator.imul, torch.mul)
 
 
@@ -262,10 +263,15 @@ def _named(view: View, down: fx.Node, linears: list[fx.Node]) -> list[Projection
         return only
     branches = [a for a in products[0].args if isinstance(a, fx.Node)]
     ways = [_way(view, branch, linears) for branch in branches]
-    active = [any(not dataflow.is_move(n) for n in way[1:]) for way in ways]  # an activation marks the gate
+    active = [any(not _is_affine(n) for n in way[1:]) for way in ways]  # an activation marks the gate
     gate, up = reversed(ways) if any(active) and not active[0] else ways
     named = [replace(projection(view, way[0], way), name=name) for way, name in ((gate, "ffn_gate"), (up, "ffn_up"))]
     return only if len({(part.module, part.rows) for part in named}) == 1 else [*named, last]
+
+
+def _is_affine(node: fx.Node) -> bool:
+    """Whether a node moves numbers, or bounds, shifts and scales them."""
+    return dataflow.is_move(node) or (dataflow.name_of(node) in AFFINE and len(dataflow.tensors(node)) == 1)
 
 
 def _is_product(view: View, node: fx.Node, linears: list[fx.Node]) -> bool:

@@ -106,3 +106,36 @@ class Timed(Net):
 def test_what_a_model_must_be_given_and_peftc_does_not_know_is_named() -> None:
     with pytest.raises(peftc.PeftcError, match=r"Timed fails on .*'step'\n.*nothing is given for step, .* defaults"):
         trace_model(Timed([Block()]))
+
+
+class Mixed(Attending):
+    """Adds what the first of its kind has made of its own input."""
+
+    def forward(self, x: torch.Tensor, first: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        first = self.value(x) if first is None else first
+        return super().forward(x) + first, first
+
+
+class Handing(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = Mixed()
+
+    def forward(self, x: torch.Tensor, first: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        attended, first = self.attention(x, first)
+        x = x + attended
+        return x + self.down(torch.relu(self.up(x))), first
+
+
+class Relay(Net):
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x, first = self.embedding(ids), None
+        for block in self.blocks:
+            x, first = block(x, first)
+        result: torch.Tensor = x
+        return result
+
+
+def test_what_the_first_block_alone_is_not_given() -> None:
+    torch.manual_seed(0)
+    attached(Relay([Handing(), Handing()]).eval())

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from peftc.graph.sites import Projection
 from tests.trace.seen import sites
 
 WIDTH = 8
@@ -31,3 +32,22 @@ class Written(nn.Module):
 def test_a_product_of_one_projection_with_itself_is_its_activation(gated: bool) -> None:
     found = sites(Written(gated), WIDTH)
     assert set(found) == {"ffn_up", "ffn_down", "ffn"} | ({"ffn_gate"} if gated else set())
+
+
+class Clamped(nn.Module):
+    """A gated feed-forward that names its gate last, and shifts and bounds the other part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.up, self.down = nn.Linear(WIDTH, 12), nn.Linear(WIDTH, 12), nn.Linear(12, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate(x).clamp(max=7), self.up(x).clamp(-7, 7)
+        made: Tensor = x + self.down((up + 1) * (gate * torch.sigmoid(gate * 1.7)))
+        return made
+
+
+def test_what_shifts_and_bounds_is_no_activation() -> None:
+    found = sites(Clamped(), WIDTH)
+    modules = {name: site.module for name, site in found.items() if isinstance(site, Projection)}
+    assert modules == {"ffn_gate": "gate", "ffn_up": "up", "ffn_down": "down"}

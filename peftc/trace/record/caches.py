@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from peftc.trace.record.feeds import FAILURES, parameters, values_of
 from peftc.trace.record.nested import tensors_in
@@ -45,6 +45,26 @@ def takes_use_cache(model: nn.Module) -> bool:
     hands_on = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in found.values())
     caches = CACHE in found and any(name == "use_cache" for name, _ in values_of(getattr(model, "config", None)))
     return "use_cache" in found or (hands_on and caches)
+
+
+def settings_of(model: nn.Module) -> list[PreTrainedConfig]:
+    """The configs that say whether a forward keeps a cache where its call does not."""
+    found = (getattr(module, "config", None) for module in model.modules())
+    configs = {id(config): config for config in found if isinstance(config, PreTrainedConfig)}
+    return [config for config in configs.values() if "use_cache" in vars(config)]
+
+
+@contextmanager
+def keeping(model: nn.Module, keeps: bool) -> Iterator[None]:
+    """In the block a forward keeps a cache or not, where only its config says so."""
+    before = [(config, config.use_cache) for config in settings_of(model)]
+    try:
+        for config, _ in before:
+            config.use_cache = keeps
+        yield
+    finally:
+        for config, was in before:
+            config.use_cache = was
 
 
 def kept(model: nn.Module, given: dict[str, Any], run: Runner) -> Kept | None:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from transformers.modeling_utils import AttentionInterface
 
+from peftc.trace.record.caches import keeping
 from peftc.trace.record.feeds import FAILURES, Point, feed, parameters, whole
 from peftc.trace.record.inputs import Scenario, inputs
 from peftc.trace.record.meta import (
@@ -91,7 +92,7 @@ def _run(
 ) -> Recording | None:  # fmt: skip
     """One run; a module whose twin has run in it on the same shapes is not run again: it returns what that returned."""
     recording = Recording()
-    with torch.no_grad(), unchanged(model):
+    with torch.no_grad(), unchanged(model), keeping(model, scenario.cache != "none"):
         given = inputs(model, scenario, point, lambda: _watching(Recording(), twins, scenario.mask))
         if given is None:
             return None

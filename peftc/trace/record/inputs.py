@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from peftc.trace.record.caches import Kept, Runner, fill, kept, takes_use_cache
+from peftc.trace.record.caches import Kept, Runner, fill, kept, settings_of, takes_use_cache
 from peftc.trace.record.feeds import POINTS, Feed, Point, feed, float_dtype, is_paired, parameters, whole, zeros
 
 META = torch.device("meta")
@@ -62,9 +62,9 @@ SCENARIOS = (
 def inputs(model: nn.Module, scenario: Scenario, point: Point, run: Runner) -> dict[str, Any] | None:
     """The keyword arguments of one call; None where the model has no such scenario."""
     reads = feed(model)
-    if scenario.cache != "none" and not takes_use_cache(model):
+    if scenario.cache != "none" and not (takes_use_cache(model) or settings_of(model)):
         return None
-    if scenario.continues and not _cache(model, run):
+    if scenario.continues and not (takes_use_cache(model) and _cache(model, run)):
         return None
     if scenario.alone and not _listens(model):
         return None

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
+import pytest
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
+import peftc
+from peftc.trace import trace_model
+from tests.laws import spec
 from tests.trace.nets import IDS, Attending, Block, Net, attached
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -75,3 +86,32 @@ def test_a_model_of_transformers_may_hand_its_cache_back_in_a_tuple() -> None:
     changed: Any = attached(model)
     _, kept = model(IDS, use_cache=True)
     torch.testing.assert_close(changed(IDS[:, :1], kept, True), model(IDS[:, :1], kept, True))
+
+
+TINY = {
+    "vocab_size": 12, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12,
+    "is_decoder": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model_type", "auto"), [("gpt2", AutoModelForQuestionAnswering), ("bert", AutoModelForMaskedLM)]
+)
+def test_a_head_that_only_its_config_tells_of_a_cache_runs_with_and_without_one(model_type: str, auto: Any) -> None:
+    torch.manual_seed(0)
+    model: Any = auto.from_config(AutoConfig.for_model(model_type, **TINY)).eval()
+    changed: Any = peftc.attach(copy.deepcopy(model), spec([{"method": "lora", "at": ["q", "v"], "rank": 2}]))
+    assert model.config.use_cache
+    torch.testing.assert_close(changed(IDS)[0], model(IDS)[0])
+    model.config.use_cache = changed.config.use_cache = False
+    torch.testing.assert_close(changed(IDS)[0], model(IDS)[0])
+    changed.gradient_checkpointing_enable()
+    changed.train()(IDS)[0].sum().backward()
+    assert all(p.grad is not None for p in changed.parameters() if p.requires_grad)
+
+
+def test_tracing_leaves_what_a_config_says_of_its_cache() -> None:
+    config = AutoConfig.for_model("gpt2", **TINY, use_cache=False)
+    model = AutoModelForQuestionAnswering.from_config(config)
+    trace_model(model)
+    assert model.config.use_cache is False

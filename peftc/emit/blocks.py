@@ -59,8 +59,12 @@ class Body:
 def blocks(graph: fx.Graph) -> Body:
     """The statements of a graph, in its order."""
     phis = {n for n in graph.nodes if _is_phi(n)}
-    unpacked = {n: targets for n in graph.nodes if (targets := _unpacking(n)) is not None}
-    slots = {t for items in unpacked.values() for t in items if t is not None}
+    unpacked: dict[fx.Node, tuple[fx.Node | None, ...]] = {}
+    slots: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node not in slots and (targets := _unpacking(node)) is not None:  # an item of one statement opens no other
+            unpacked[node] = targets
+            slots.update(t for t in targets if t is not None)
     inline = _inline(graph, phis, slots, unpacked)
     rows = _rows(graph, inline, phis, slots, unpacked)
     items = _with_conditions(_nest(rows, 0), inline)

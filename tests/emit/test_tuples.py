@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 import torch
 from torch import fx, nn
 
@@ -47,4 +49,18 @@ def test_a_shape_of_both_sides_of_a_branch_stands_in_each_call() -> None:
         "    else:",
         "        x.view((size, -1)).fill_(0)",
         "    return x",
+    )
+
+
+def test_a_tuple_in_a_tuple_is_read_item_by_item() -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    x.meta["value"] = (((1, 2), 3),) * 2
+    places, size = (graph.call_function(operator.getitem, (x, i)) for i in range(2))
+    places.meta.update(names=["places"], value=((1, 2),) * 2)
+    first, second = (graph.call_function(operator.getitem, (places, i)) for i in range(2))
+    graph.output(graph.call_function(torch.cat, ([first, second, size],)))
+    assert forward(Unit, graph, {}).lines[1:] == (
+        "    places, part = x",
+        "    return torch.cat([*places, part])",
     )

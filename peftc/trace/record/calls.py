@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.cache_utils import Cache
 from transformers.modeling_utils import AttentionInterface
 
-from peftc.trace.record.caches import keeping
+from peftc.trace.record.caches import keeping, takes_use_cache
 from peftc.trace.record.feeds import FAILURES, Point, feed, parameters, whole
 from peftc.trace.record.inputs import Scenario, inputs
 from peftc.trace.record.meta import (
@@ -98,7 +99,13 @@ def _run(
             return None
         with _watching(recording, twins, scenario.mask, number), beside():
             model(**given)
-    return recording
+    told = scenario.cache == "none" or takes_use_cache(model)
+    return recording if told or _caches(recording) else None
+
+
+def _caches(recording: Recording) -> bool:
+    """Whether a call was handed a cache, as not every model makes one whose config says so."""
+    return any(isinstance(value, Cache) for call in recording.calls.values() for value in call.named.values())
 
 
 def record_of_ones(

@@ -19,7 +19,8 @@ _CACHES: WeakKeyDictionary[nn.Module, Kept | None] = WeakKeyDictionary()
 
 @dataclass(frozen=True)
 class Scenario:
-    """How the outer model is called: padded or not; no cache, an empty one, a filled one, or one token at a time.
+    """How the outer model is called: padded or not; no cache, an empty one, a filled one, or one token at a time,
+    the first or a later one.
 
     A model that takes no mask is padded where it makes one all the same, as transformers' do while they are exported.
 
@@ -28,7 +29,7 @@ class Scenario:
     """
 
     mask: bool
-    cache: Literal["none", "empty", "filled", "single"]
+    cache: Literal["none", "empty", "first", "filled", "single"]
     whole: bool = False
     alone: bool = False
     halved: bool = False
@@ -49,6 +50,7 @@ _SCENARIOS = (
     Scenario(mask=True, cache="empty"),
     Scenario(mask=True, cache="filled"),
     Scenario(mask=True, cache="single"),
+    Scenario(mask=True, cache="first"),
     Scenario(mask=False, cache="empty"),
     Scenario(mask=False, cache="filled"),
 )
@@ -70,7 +72,7 @@ def inputs(model: nn.Module, scenario: Scenario, point: Point, run: Runner) -> d
         return None
     if scenario.halved and not (reads.paired and DECODER_MASK in parameters(model)):
         return None
-    length = 1 if scenario.cache == "single" else point.length
+    length = 1 if scenario.cache in ("first", "single") else point.length
     now, heard = replace(point, length=length), _heard(model, point, scenario)
     if scenario.continues:
         given = _after(model, now, scenario, heard, run)
@@ -79,7 +81,7 @@ def inputs(model: nn.Module, scenario: Scenario, point: Point, run: Runner) -> d
         given = {name: value for name, value in given.items() if not (scenario.halved and name == DECODER_MASK)}
     if given is None:
         return None
-    if scenario.cache == "empty":
+    if scenario.cache in ("empty", "first"):
         given = _unheard(reads, given, _encoded(model, reads, given, run))
     return given | ({"use_cache": scenario.cache != "none"} if takes_use_cache(model) else {})
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
     PreTrainedConfig,
@@ -115,3 +116,22 @@ def test_tracing_leaves_what_a_config_says_of_its_cache() -> None:
     model = AutoModelForQuestionAnswering.from_config(config)
     trace_model(model)
     assert model.config.use_cache is False
+
+
+CONVOLVED = {
+    "vocab_size": 12, "hidden_size": 8, "num_hidden_layers": 2, "layer_types": ["hybrid_sliding", "hybrid"],
+    "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4, "swa_num_attention_heads": 2,
+    "swa_num_key_value_heads": 1, "swa_head_dim": 4, "d_rel": 4, "moe_intermediate_size": 8, "n_routed_experts": 2,
+    "num_experts_per_tok": 1,
+}  # fmt: skip
+
+
+def test_one_token_may_be_the_first_of_a_cache_or_a_later_one() -> None:
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model("inkling2_text", **CONVOLVED)).eval()
+    changed: Any = peftc.attach(copy.deepcopy(model), spec([{"method": "lora", "at": ["q"], "rank": 2}]))
+    for length in (1, 2):
+        first, own = (m(IDS[:, :length], use_cache=True) for m in (model, changed))
+        torch.testing.assert_close(own.logits, first.logits)
+        again, later = (m(IDS[:, :1], past_key_values=o.past_key_values) for m, o in ((model, first), (changed, own)))
+        torch.testing.assert_close(later.logits, again.logits)

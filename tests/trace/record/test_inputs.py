@@ -29,7 +29,7 @@ class Summing(nn.Module):
         return SimpleNamespace(logits=read, norms=read.norm(dim=-1), total=read[:, -1:] if use_cache else None)
 
 
-@pytest.mark.parametrize("cache", ["none", "empty", "filled", "single"])
+@pytest.mark.parametrize("cache", ["none", "empty", "first", "filled", "single"])
 def test_a_cache_is_what_comes_back_only_where_one_is_kept(cache: Any) -> None:
     given = inputs(Summing(), Scenario(mask=True, cache=cache), POINTS[0], nullcontext)
     assert given is not None
@@ -88,7 +88,7 @@ class Telling(nn.Module):
         return SimpleNamespace(past_key_values=SimpleNamespace(layers=[]))
 
 
-@pytest.mark.parametrize("cache", ["empty", "filled", "single"])
+@pytest.mark.parametrize("cache", ["empty", "first", "filled", "single"])
 def test_what_an_encoder_said_comes_in_place_of_the_picture(cache: Any) -> None:
     given = inputs(Telling(), Scenario(mask=True, cache=cache), POINTS[0], nullcontext)
     assert given is not None

@@ -111,7 +111,7 @@ def test_cases_and_scenarios_meet_in_pairs(tmp_path: Path) -> None:
     body, bare = program.bodies[0], module_of("bare", printed(without_additions(program)).text)
     run = UnitRun.at(program, body, body.paths[0], recordings(program.plan.trace), {}, bare)
     scenarios = {what.partition(", ")[2] for what, _ in run.calls}
-    assert len(scenarios) == 7
+    assert len(scenarios) == 8
     assert len(run.calls) == 2 * len(scenarios) - 1  # over a cache, one example is called alike, padded or not
     assert [case for case, _ in run.chosen] == list(CASES[1:])
     for scenario in scenarios:

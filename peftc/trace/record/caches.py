@@ -56,8 +56,9 @@ def settings_of(model: nn.Module) -> list[PreTrainedConfig]:
 
 @contextmanager
 def keeping(model: nn.Module, keeps: bool) -> Iterator[None]:
-    """In the block a forward keeps a cache or not, where only its config says so."""
-    before = [(config, config.use_cache) for config in settings_of(model)]
+    """In the block a forward keeps a cache or not, where its config alone says so; an encoder keeps none beside it."""
+    own = [] if takes_use_cache(model) else settings_of(model)
+    before = [(config, config.use_cache) for config in own if not (keeps and any(other.use_cache for other in own))]
     try:
         for config, _ in before:
             config.use_cache = keeps

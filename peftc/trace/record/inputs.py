@@ -19,8 +19,7 @@ _CACHES: WeakKeyDictionary[nn.Module, Kept | None] = WeakKeyDictionary()
 
 @dataclass(frozen=True)
 class Scenario:
-    """How the outer model is called: padded or not; no cache, an empty one, a filled one, or one token at a time,
-    the first or a later one.
+    """How the outer model is called: padded or not; no cache, an empty one, a filled one; the first, or a later token.
 
     A model that takes no mask is padded where it makes one all the same, as transformers' do while they are exported.
 

@@ -146,7 +146,7 @@ def test_a_decoder_that_listens_is_called_with_an_encoder_s_words_and_without() 
         if (r := record(model, s, POINTS[0], {}))
     ]
     heard = [call.named.get("encoder_hidden_states") for call in calls]
-    assert [None if h is None else tuple(h.shape) for h in heard] == [(2, 9, 32)] * 7 + [None] * 7
+    assert [None if h is None else tuple(h.shape) for h in heard] == [(2, 9, 32)] * 8 + [None] * 8
 
 
 class Configless(Refusing):

@@ -90,12 +90,11 @@ def _lines(body: Body, runs: Sequence[UnitRun], versions: Sequence[ModuleType]) 
         yield Line(body.name, f"not run: {left}", 0)
         return
     equal, same = len(runs[0].calls) + runs[0].equal(bare), sum(run.identity(neutral, laid) for run in runs)
-    yield Line(
-        body.name, f"without additions equal to {base}, bit for bit, gradients too{_limit(runs[0], equal)}", equal
-    )
+    bits = "bit for bit" + (" but for rounding behind what it changes in place" if runs[0].in_place else "")
+    yield Line(body.name, f"without additions equal to {base}, {bits}, gradients too{_limit(runs[0], equal)}", equal)
     if all(run.exact for run in runs):
         dense = ", with parts of fused projections laid out as sums are" if any(run.parts for run in runs) else ""
-        yield Line(body.name, f"with additions equal to {base} at initialisation, bit for bit{dense}", same)
+        yield Line(body.name, f"with additions equal to {base} at initialisation, {bits}{dense}", same)
     else:
         bar = "with a prefix of no keys, and the rest at initialisation, equal to"
         yield Line(body.name, f"{bar} {base} to 1e-5", same)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Hashable, Iterator, Mapping, MappingView
+from collections.abc import Callable, Hashable, Iterator, Mapping, MappingView
 from contextlib import nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -119,6 +119,22 @@ class Value(fx.Proxy):
 
     def __hash__(self) -> int:
         return id(self.node)
+
+
+def _apart(sign: Callable[[Any, Any], Any]) -> Callable[[Value, Any], Any]:
+    """x += y as x + y: the sum may lie otherwise in memory, and kernels then round otherwise, so its node says so."""
+
+    def changed(value: Value, other: Any) -> Any:
+        made = sign(value, other)
+        if type(made) is Value and isinstance(value.points[0], torch.Tensor):
+            made.node.meta["in_place"] = True
+        return made
+
+    return changed
+
+
+for _sign in (operator.add, operator.sub, operator.mul, operator.truediv):
+    setattr(Value, f"__i{_sign.__name__}__", _apart(_sign))
 
 
 class Deciding(Protocol):

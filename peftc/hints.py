@@ -46,6 +46,17 @@ def instead(name: str, layer: Layer, method: Method, trace: Trace) -> Iterator[s
         yield f"parameters used without a module of their own, where nothing can stand: {bare}"
 
 
+def telling(layers: Iterable[Layer], trace: Trace) -> Layer:
+    """The layer that says most of why a site is missing: by what has no trace in it, else by the sites that it has."""
+    return max(layers, key=lambda layer: (len(untraced(layer, trace)), len(layer.site_names())))
+
+
+def untraced(layer: Layer, trace: Trace) -> list[str]:
+    """What in a layer has no trace, and why."""
+    found = dict.fromkeys(why for path, why in trace.untraced.items() if within(path, layer.path))
+    return [f"not traced: {why}" for why in found]
+
+
 def _below(paths: Iterable[str], layer: Layer) -> Iterator[str]:
     """The names inside a layer of what lies there."""
     return (path.removeprefix(f"{layer.path}.") for path in paths if path != layer.path and within(path, layer.path))

@@ -10,7 +10,7 @@ from torch import nn
 
 from peftc.errors import Place, Problem
 from peftc.graph.sites import Attention, Embedding, Layer, Projection, Site, Trace, Unit, around, dotted, within
-from peftc.hints import glob_of, instead, nearest_module
+from peftc.hints import glob_of, instead, nearest_module, telling, untraced
 from peftc.methods.additive import Additive
 from peftc.methods.base import Method
 from peftc.methods.selective import Selective
@@ -171,7 +171,7 @@ class Entry:
         return []
 
     def _no_site(self, name: str, word: tuple[Step, ...], lacking: Sequence[Layer], found: Sequence[Spot]) -> None:
-        first = lacking[0] if found else max(lacking, key=lambda layer: len(layer.site_names()))
+        first = lacking[0] if found else telling(lacking, self.trace)
         having = [other for other in self.trace.layers if other.tower == first.tower and other.find(name)]
         one = f"layer {first.index} of the {first.tower}, {_article(_block(first))}"
         which = one if found or having else _block(first)
@@ -182,8 +182,7 @@ class Entry:
             hints.append(f"{name!r} is in {numbered(having)} of the {first.tower}")
         if glob := glob_of(name, self.method, self.trace):
             hints.insert(0, f'for modules of this name write modules: "{glob}"')
-        untraced = dict.fromkeys(why for path, why in self.trace.untraced.items() if within(path, first.path))
-        hints += [*instead(name, first, self.method, self.trace), *(f"not traced: {why}" for why in untraced)]
+        hints += [*instead(name, first, self.method, self.trace), *untraced(first, self.trace)]
         lacks = f"{which}{',' * (which is one)} has no site {name!r}"
         if not (first.attends or _is_of_feed(name) or name == EMBEDDING):
             lacks = f"no attention was found in {which}: it has no site {name!r}"

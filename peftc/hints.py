@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
+from torch import nn
+
 from peftc.graph.sites import Attention, Embedding, Layer, Parameter, Projection, Trace, dotted, within
 from peftc.methods.base import Method
 from peftc.methods.selective import Selective
@@ -13,6 +15,7 @@ from peftc.trace.roles.norms import is_norm
 
 PROJECTIONS = ("q", "k", "v", "o")
 SHOWN = 4
+MATRIX = 2
 
 
 def place_in(layer: Layer, method: Method, trace: Trace) -> str:
@@ -77,13 +80,34 @@ def _is_bare(name: str, parameter: Parameter, trace: Trace) -> bool:
 
 
 def nearest_module(glob: str, trace: Trace) -> str | None:
-    """The module that was probably meant, by the last part of its name; that of a parameter which was named."""
+    """The modules that were probably meant, by the last part of their name; those of parameters which were named."""
     named = next((name for name in trace.parameters if fnmatchcase(name, glob)), None)
     if named is not None:
-        return f"{named} is a parameter: name its module, {named.rpartition('.')[0]!r}"
+        module, outer = named.rpartition(".")[0], glob.rpartition(".")[0]
+        if not module:
+            return f"{named} is a parameter of the model itself, and of no module that could be named"
+        meant = outer if outer.strip("*.") and fnmatchcase(module, outer) else module
+        return f"{named} is a parameter: name its module, {meant!r}"
     lasts = {name.rsplit(".", 1)[-1]: name for name in reversed(trace.modules) if name}
     likely = get_close_matches(glob.strip("*.").rsplit(".", 1)[-1], lasts, n=1)
-    return f"did you mean {lasts[likely[0]]!r}?" if likely else None
+    if not likely:
+        return None
+    several = sum(name.endswith(f".{likely[0]}") for name in trace.modules) > 1
+    return f"did you mean {f'*.{likely[0]}' if several else lasts[likely[0]]!r}?"
+
+
+def no_place(module: str, trace: Trace) -> str:
+    """Why a module is no site."""
+    if module in trace.fixed:
+        return trace.fixed[module]
+    weight = getattr(trace.model.get_submodule(module), "weight", None)
+    if not isinstance(weight, nn.Parameter | None):
+        return "its weight is computed, and no parameter"
+    if weight is None or weight.dim() != MATRIX:
+        return "it is no linear map and no embedding"
+    if any(within(module, path) for path, _ in trace.instances()):
+        return "it is no linear map and no embedding of the unit around it"
+    return "it lies outside every forward that can be rewritten"
 
 
 def _modules(method: Method, trace: Trace) -> Iterator[str]:

@@ -10,7 +10,7 @@ from torch import nn
 
 from peftc.errors import Place, Problem
 from peftc.graph.sites import Attention, Embedding, Layer, Projection, Site, Trace, Unit, around, dotted, within
-from peftc.hints import glob_of, instead, nearest_module, telling, untraced
+from peftc.hints import glob_of, instead, nearest_module, no_place, telling, untraced
 from peftc.methods.additive import Additive
 from peftc.methods.base import Method
 from peftc.methods.selective import Selective
@@ -196,10 +196,12 @@ class Entry:
         bare = [name for name, spots in found if not spots]
         if bare and len(bare) == len(found):
             more = f" (and {len(bare) - 1} more)" if len(bare) > 1 else ""
-            self.refuse(f"{bare[0]!r}{more} is no place to attach: {_why(bare[0], self.trace)}", *word)
+            inner = glob_of(bare[0], self.method, self.trace)
+            hint = f'for what lies in it write modules: "{inner}"' if inner else None
+            self.refuse(f"{bare[0]!r}{more} is no place to attach: {no_place(bare[0], self.trace)}", *word, hint=hint)
         for name in bare:
             if _is_map(name, self.trace):
-                self.passed_by.setdefault(_why(name, self.trace), {})[name] = None
+                self.passed_by.setdefault(no_place(name, self.trace), {})[name] = None
         return [spot for _, spots in found for spot in spots]
 
     def matches(self, glob: str, position: int, layers: Sequence[Layer]) -> tuple[str, ...]:
@@ -269,17 +271,6 @@ def _spots_of(module: str, word: tuple[Step, ...], trace: Trace) -> list[Spot]:
     outside = [(around(trace.layers, path), path, unit) for path, unit in trace.others]
     spots = [Spot(*place, site, word) for place in (*inside, *outside) for site in place[2].sites]
     return [spot for spot in spots if spot.module == module]
-
-
-def _why(module: str, trace: Trace) -> str:
-    """Why a module is no site."""
-    if module in trace.fixed:
-        return trace.fixed[module]
-    if not isinstance(getattr(trace.model.get_submodule(module), "weight", None), nn.Parameter | None):
-        return "its weight is computed, and no parameter"
-    if any(within(module, path) for path, _ in trace.instances()):
-        return "it is no linear map and no embedding of the unit around it"
-    return "it lies outside every forward that can be rewritten"
 
 
 def _is_map(module: str, trace: Trace) -> bool:

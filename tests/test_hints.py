@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 from peftc.errors import PeftcError
-from peftc.hints import glob_of, place_in
+from peftc.hints import glob_of, nearest_module, place_in
 from peftc.methods.adapter import Adapter
 from peftc.methods.bitfit import BitFit
 from peftc.methods.lora import LoRA
@@ -23,6 +25,17 @@ def test_a_glob_names_what_lies_in_a_module_that_is_no_place_itself() -> None:
     assert glob_of("pooler", LoRA(), bert) == "*.pooler.*"
     assert glob_of("pooler", Adapter(), bert) is None
     assert glob_of("LayerNorm", BitFit(), bert) == "*.LayerNorm"
+
+
+def test_a_name_is_led_to_all_modules_of_it_and_a_parameter_to_its_module() -> None:
+    bert = trace(named("bert"))
+    assert nearest_module("query", bert) == "did you mean '*.query'?"
+    assert str(nearest_module("*.query.*", bert)).endswith("name its module, '*.query'")
+    bare = replace(bert, parameters={"scale": next(iter(bert.parameters.values()))})
+    assert (
+        nearest_module("scale", bare)
+        == "scale is a parameter of the model itself, and of no module that could be named"
+    )
 
 
 def test_a_method_is_sent_to_sites_of_its_own_alone() -> None:

@@ -99,6 +99,8 @@ def _shaped(path: tuple[Step, ...], expected: list[str], node: Node) -> str | No
         return "a spec has the keys name, base and methods"
     if path[0] == "methods" and len(path) < 3:
         return "each entry begins with a dash: `- method: lora`" if len(path) == 1 else _ENTRY
+    if path == ("base",) and isinstance(node.value, str):
+        return f"as in `base: {{model: {node.value}}}`"
     return "in quotes it is text" if expected == ["text"] and isinstance(node.value, int | float) else None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +37,14 @@ def dead_keys(base: Base) -> list[tuple[str, str]]:
     unknown = [key for key in written if key not in accepted]
     source = "\n".join(_sources(default)) if unknown else ""
     dead = [key for key in unknown if not (_is_read(key, source) or _changes(key, written))]
-    return [(key, next(iter(get_close_matches(key, known, 1)), "")) for key in dead]
+    return [(key, _nearest(key, known)) for key in dead]
+
+
+def _nearest(key: str, known: Collection[str]) -> str:
+    """The shortest name with all the words of a key, as num_hidden_layers has those of num_layers; or the closest."""
+    longer = [name for name in known if set(key.split("_")) <= set(name.split("_"))]
+    close = [min(longer, key=lambda name: (len(name), name))] if longer else get_close_matches(key, known, 1)
+    return next(iter(close), "")
 
 
 def _sources(config: PreTrainedConfig) -> Iterator[str]:

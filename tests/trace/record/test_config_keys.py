@@ -31,6 +31,8 @@ def test_keys_that_are_asked_for(kind: str, keys: dict[str, Any]) -> None:
     [
         ("llama", "hidden_sise", "hidden_size"),
         ("bert", "num_hidden_layer", "num_hidden_layers"),
+        ("bert", "num_layers", "num_hidden_layers"),  # not num_labels
+        ("bert", "num_heads", "num_attention_heads"),
         ("gpt2", "n_ctx", ""),
         ("gemma2", "hidden_act", "hidden_activation"),
         ("bert", "x.*|(", ""),

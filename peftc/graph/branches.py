@@ -126,11 +126,16 @@ class LiftedStr(str):
     source: str
 
 
+def unlifted(value: object) -> bool:
+    """Whether a constant is of a kind that can't remember its source."""
+    return value is None or isinstance(value, bool)
+
+
 def given(node: fx.Node) -> dict[str, Any]:
-    """The keyword arguments of a call; one that is None because an attribute was, as what reads that attribute."""
+    """The keyword arguments of a call; one that is None or a bool as an attribute was, as what reads that attribute."""
     keywords: dict[str, Any] = dict(node.kwargs)
     for name, source in node.meta.get("absent", {}).items():
-        if keywords.get(name, ...) is None:
+        if unlifted(keywords.get(name, ...)):
             keywords[name] = LiftedStr(source)
             keywords[name].source = source
     return keywords

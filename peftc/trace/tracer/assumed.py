@@ -68,8 +68,8 @@ def _named(module: nn.Module) -> Iterator[str]:
 
 
 def _always_given(module: nn.Module, calls: Sequence[Call]) -> Iterator[str]:
-    """The parameters that every call gives, and that a forward may go without."""
-    optional = (n for n in _named(module) if parameters(module)[n].default is None)
+    """The parameters that every call gives, and that may be None: by default, or where None is handed on."""
+    optional = (n for n in _named(module) if default_of(parameters(module)[n]) is None)
     return (n for n in optional if all(is_given(call, n) for call in calls))
 
 

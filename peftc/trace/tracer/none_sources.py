@@ -1,4 +1,4 @@
-"""Where an argument that is None was read: `self.sliding_window`, seen in the source of the call that runs."""
+"""Where an argument that is None or a bool was read: `self.window`, seen in the source of the call that runs."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 
 from torch import nn
 
-from peftc.graph.branches import attribute
+from peftc.graph.branches import attribute, unlifted
 from peftc.trace.record.source import expression
 
 
 def absent(frame: FrameType, keywords: Mapping[str, Any], paths: Mapping[nn.Module, str]) -> dict[str, str]:
-    """keyword -> source, of those that are None because an attribute of one of the unit's modules is."""
-    if all(value is not None for value in keywords.values()):
+    """keyword -> source, of those that are None or a bool because an attribute of one of the unit's modules is."""
+    if not any(unlifted(value) for value in keywords.values()):
         return {}
     found = {}
     for name, owner, chain in _read(frame.f_code, frame.f_lasti):
         module = frame.f_locals.get(owner)
-        if keywords.get(name, ...) is None and isinstance(module, nn.Module) and module in paths:
+        if unlifted(keywords.get(name, ...)) and isinstance(module, nn.Module) and module in paths:
             found[name] = attribute(paths[module], chain)
     return found
 

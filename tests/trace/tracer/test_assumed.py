@@ -25,6 +25,14 @@ class Shifted(Block):
         return x if shift is None else x + shift
 
 
+class Asked(Block):
+    """Has no default for what it can do without: its caller may hand on None."""
+
+    def forward(self, x: Tensor, shift: Tensor | None, **kwargs: Any) -> Any:  # type: ignore[override]
+        x = super().forward(x)
+        return x if shift is None else x + shift
+
+
 class Handing(Block):
     """Hands what it may be given on to a function that takes None as well."""
 
@@ -56,15 +64,15 @@ def checks(model: nn.Module) -> list[str]:
     return [str(node.args[0]) for node in nodes if node.target is assume]
 
 
-def test_what_every_call_gives_is_checked_where_the_forward_does_without_it() -> None:
+@pytest.mark.parametrize("block", [Shifted, Asked])
+def test_what_every_call_gives_is_checked_where_the_forward_does_without_it(block: type[Block]) -> None:
     torch.manual_seed(0)
-    model: Any = Shifting([Shifted(), Shifted()]).eval()
+    model: Any = Shifting([block(), block()]).eval()
     changed: Any = attached(model)
     torch.testing.assert_close(changed(IDS), model(IDS))
     assert checks(model) == ["shift is None"]
-    assert torch.equal(model.blocks[0](torch.ones(1, 3, 8)), model.blocks[0](torch.ones(1, 3, 8), None))
-    with pytest.raises(ValueError, match="Shifted was compiled for calls with shift"):
-        changed.blocks[0](torch.ones(1, 3, 8))
+    with pytest.raises(ValueError, match=f"{block.__name__} was compiled for calls with shift"):
+        changed.blocks[0](torch.ones(1, 3, 8), None)
 
 
 @pytest.mark.parametrize("block", [Handing, Bound])

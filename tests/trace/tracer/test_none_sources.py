@@ -1,4 +1,4 @@
-"""An attribute that is None while a unit is traced is read again at run time, like any other number of the config."""
+"""An attribute that is None or a bool while a unit is traced is read again at run time, as any number is."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ SIZES = {
 
 
 class Windowed(nn.Module):
-    """Calls a function with attributes that are None, of its own and of its config."""
+    """Calls a function with attributes that are None or a bool, of its own and of its config."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.window, self.size = None, 3
+        self.window, self.size, self.exact = None, 3, False
         self.config = SimpleNamespace(cap=None)
 
     def forward(self, other: Any) -> dict[str, str]:
         local = None
         return seen(self, window=self.window, cap=self.config.cap,
-                    size=self.size, local=local, other=other.window, none=None)  # fmt: skip
+                    size=self.size, exact=self.exact, local=local, other=other.window, none=None)  # fmt: skip
 
 
 def seen(module: nn.Module, **keywords: Any) -> dict[str, str]:
@@ -42,7 +42,7 @@ def seen(module: nn.Module, **keywords: Any) -> dict[str, str]:
 
 def test_the_source_of_what_is_none() -> None:
     found = Windowed()(Windowed())
-    assert found == {"window": "self.inner.window", "cap": "self.inner.config.cap"}
+    assert found == {"window": "self.inner.window", "cap": "self.inner.config.cap", "exact": "self.inner.exact"}
 
 
 def test_layers_with_and_without_a_window_are_one_class() -> None:

@@ -50,6 +50,9 @@ def complaints(error: ValidationError, root: Node, schema: dict[str, Any]) -> li
     return found
 
 
+TYPO = 0.9  # how alike a mistyped word is; a less alike one may be another word
+
+
 def closest(name: str, known: Iterable[str], what: str) -> str:
     """A hint: the name that was probably meant, or all of them."""
     names = list(known)
@@ -129,7 +132,10 @@ def _unknown_word(detail: ErrorDetails, node: Node) -> Problem:
     words = [word.strip(" '") for word in str(detail["ctx"]["expected"]).replace(" or ", ", ").split(",")]
     if not isinstance(node.value, str):
         return Problem(f"expected one of {', '.join(words)}; got {shown(node.plain())}", node.place)
-    return Problem(f"{shown(node.value)} is not possible here", node.place, closest(node.value, words, "it is one of"))
+    hints = [closest(node.value, words, "it is one of"), f"it is one of {', '.join(words)}"]
+    typo = difflib.get_close_matches(node.value[:80].lower(), words, 1, TYPO)
+    hint = " ".join(dict.fromkeys(hints[: 1 if typo else 2]))
+    return Problem(f"{shown(node.value)} is not possible here", node.place, hint)
 
 
 def _sentence(detail: ErrorDetails, node: Node) -> str:

@@ -36,10 +36,12 @@ def classes(bodies: Collection[Body]) -> tuple[Class, ...]:
     alike: dict[str, list[Body]] = {}
     for body in bodies:
         alike.setdefault(body.name, []).append(body)
-    found = tuple(unit for same in alike.values() for unit in _split(_whole(same)))
-    if len({unit.name for unit in found}) < len(found):
-        raise Defect(f"two classes have one name among {', '.join(unit.name for unit in found)}")
-    return found
+    found: dict[str, Class] = {}
+    for unit in (unit for same in alike.values() for unit in _split(_whole(same))):
+        names = (unit.name, *(numbered(unit.name, n) for n in range(2, len(found) + 2)))
+        name = next(name for name in names if name not in found)
+        found[name] = replace(unit, name=name)
+    return tuple(found.values())
 
 
 def _whole(same: Sequence[Body]) -> Body:

@@ -203,7 +203,8 @@ def features(way: list[fx.Node], width: int) -> Features | None:
     """Which of a linear's features arrive at the end of a way: nodes in the graph's order, the linear first.
 
     Parts that take several ways count together, as far as one node holds them all.  Where that node holds features in
-    one axis with examples or positions, the linear itself has them among others; None where they lie apart there.
+    one axis with examples or positions, or something changes all of them before they come apart, the linear itself has
+    them among others; None where they lie apart there.
     """
     head, end = way[0], way[-1]
     shape = (*head.meta["value"][0].shape[:-1], width)
@@ -211,14 +212,41 @@ def features(way: list[fx.Node], width: int) -> Features | None:
     for node in way[1:]:
         if is_move(node) and node.args[0] in held:
             held[node] = recomputed(node, held)
-    tensors = {node: places for node, places in held.items() if isinstance(places, torch.Tensor)}
-    read = {n for node in way if node not in held for n in sources(node)}
-    final = set[int]().union(*(_arrived(p, width) for n, p in tensors.items() if n in read or n is end))
+    tensors, final = _left_over(way, held, width)
     if not final:
         return Features(end, ())
+    changed = _left_over(way, _through(way, held), width)[1]
+    if changed and changed < final:
+        return _among_others(head, sorted(changed))
     first = [node for node, places in tensors.items() if final <= _arrived(places, width)]
     closest = min(first, key=lambda node: len(_arrived(tensors[node], width)), default=head)
     return _laid_out(closest, tensors[closest], shape) or _among_others(head, sorted(final))
+
+
+def _left_over(
+    way: list[fx.Node], held: Mapping[fx.Node, Any], width: int
+) -> tuple[dict[fx.Node, torch.Tensor], set[int]]:
+    """The tensors that are held, and the features that what is not held, or the end of the way, reads of them."""
+    tensors = {node: places for node, places in held.items() if isinstance(places, torch.Tensor)}
+    read = {n for node in way if node not in held for n in sources(node)}
+    return tensors, set[int]().union(*(_arrived(p, width) for n, p in tensors.items() if n in read or n is way[-1]))
+
+
+def _through(way: list[fx.Node], held: Mapping[fx.Node, Any]) -> dict[fx.Node, Any]:
+    """What is held, also through what makes of one tensor another one of its shape, number by number or nearly so."""
+    found = dict(held)
+    for node in way[1:]:
+        if is_move(node) and node.args[0] in found:
+            found[node] = recomputed(node, found)
+        elif node not in found and (source := _reshaped_by_none(node)) in found:
+            found[node] = found[source]
+    return found
+
+
+def _reshaped_by_none(node: fx.Node) -> fx.Node | None:
+    """The one tensor of its own shape that a node reads."""
+    given = [n for n in tensors(node) if getattr(example(n), "shape", None) == getattr(example(node), "shape", ())]
+    return given[0] if len(given) == 1 == len(tensors(node)) else None
 
 
 def _among_others(head: fx.Node, rows: list[int]) -> Features | None:

@@ -271,7 +271,7 @@ def _output(site: Projection | Sublayer | Embedding) -> str:
     """The node that holds what the site computes: of a part among others, one that an edit takes from them."""
     if isinstance(site, Embedding):
         return site.node
-    return f"{site.node}_{site.name}" if isinstance(site, Projection) and site.among else site.output
+    return f"{site.node}:{site.name}" if isinstance(site, Projection) and site.among else site.output
 
 
 def _ancestors(node: fx.Node, end: fx.Node) -> Iterator[fx.Node]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from peftc.trace.record.feeds import Point
 from peftc.trace.record.inputs import SCENARIOS, Scenario
 from peftc.trace.record.memo import signature
 from peftc.trace.record.nested import rebuilt
+from peftc.trace.record.observed import given_in
 from peftc.trace.record.twins import Twins, twins
 
 UNSEEN = (Point(batch=1, length=5, past=3, source=8), Point(batch=4, length=9, past=7, source=6))
@@ -38,16 +39,25 @@ class Recordings:
         points = {str(n.target): n.meta["value"] for n in traced.nodes if n.op == "placeholder" and "value" in n.meta}
         flat = {name for name, (one, other) in points.items() if _is_per_position(one, other)}
         run = self.twins.get(module, module)
-        found = {pair: recording.calls[run] for pair, recording in self.found.items() if run in recording.calls}
-        told = set[Hashable]()
-        for (scenario, point), call in found.items():
-            if (same := (point, signature((call.named, call.extra)))) in told:
-                continue
-            told.add(same)
-            other = next((c for (s, p), c in found.items() if s == scenario and p != point), call)
-            named, extra = _marked(dict(call.named), dict(other.named)), _marked(dict(call.extra), dict(other.extra))
-            named |= {n: PerPosition(t.shape) for n in flat if isinstance(t := named.get(n), torch.Tensor)}
-            yield f"{point.batch} x {point.length}, {scenario}", Recorded(named, extra)
+        told, known = set[Hashable](), set[frozenset[str]]()
+        for one in (run, *(m for m, like in self.twins.items() if like is run is not m)):
+            found = {pair: recording.calls[one] for pair, recording in self.found.items() if one in recording.calls}
+            new = {pair: call for pair, call in found.items() if one is run or given_in(call) not in known}
+            known |= set(map(given_in, found.values()))
+            for (scenario, point), call in new.items():
+                if (same := (point, signature((call.named, call.extra)))) in told:
+                    continue
+                told.add(same)
+                other = next((c for (s, p), c in found.items() if s == scenario and p != point), call)
+                further = "" if one is run else ", another of its kind"
+                yield f"{point.batch} x {point.length}, {scenario}{further}", _told(call, other, flat)
+
+
+def _told(call: Recorded, other: Recorded, flat: Set[str]) -> Recorded:
+    """A call, marked where it has no features, as the same at another size tells, or these names do."""
+    named, extra = _marked(dict(call.named), dict(other.named)), _marked(dict(call.extra), dict(other.extra))
+    named |= {n: PerPosition(t.shape) for n in flat if isinstance(t := named.get(n), torch.Tensor)}
+    return Recorded(named, extra)
 
 
 @dataclass(frozen=True)

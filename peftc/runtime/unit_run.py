@@ -90,11 +90,12 @@ class UnitRun:
 
     @property
     def chosen(self) -> Sequence[tuple[Case, Sequence[tuple[str, Recorded]]]]:
-        """The other cases: every scenario under two that are opposite, a size each; a single one under all."""
+        """The other cases: the first scenario under all, every other one under two that are opposite; a size each."""
         scenarios: dict[str, list[tuple[str, Recorded]]] = {}
         for what, call in self.calls:
             scenarios.setdefault(what.partition(", ")[2], []).append((what, call))
-        pairs = [(i, case, list(scenarios.values())[i % 2 :: 2] or scenarios.values()) for i, case in enumerate(CASES)]
+        first, *others = scenarios.values()
+        pairs = [(i, case, [first, *others[i % 2 :: 2]]) for i, case in enumerate(CASES)]
         return [(case, [sizes[i // 2 % len(sizes)] for sizes in some]) for i, case, some in pairs[1:]]
 
     def equal(self, emitted: ModuleType) -> int:

@@ -1,4 +1,4 @@
-"""Parts of a fused projection that no node holds alone: heads join the batch before q, k and v come apart."""
+"""Parts of a fused projection that no node holds alone: they come apart behind a merged axis, or a bound."""
 
 from __future__ import annotations
 
@@ -40,6 +40,33 @@ class MergedBlock(Block):
         self.attention: Any = Merged()
 
 
+class Clipped(Merged):
+    """What q, k and v are made from is bounded before they come apart."""
+
+    def forward(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        q, k, v = (p.unflatten(-1, (2, 4)).transpose(1, 2) for p in self.qkv(x).clamp(-1, 1).chunk(3, -1))
+        result: torch.Tensor = self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return result
+
+
+class ClippedBlock(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention: Any = Clipped()
+
+
+class Named(MergedBlock):
+    """It has a module of the name that a part could have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention.qkv_q = nn.Linear(WIDTH, WIDTH)
+
+    def prepared(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        result: torch.Tensor = x + self.attention.qkv_q(x)
+        return result
+
+
 LORA = {"method": "lora", "at": ["q", "v"], "rank": 2, "alpha": 6}
 IA3 = {"method": "ia3", "at": ["k", "v"]}
 WHOLE = {"method": "lora", "modules": "*.attention.qkv", "rank": 2, "alpha": 6}
@@ -49,7 +76,8 @@ def by_hand(model: nn.Module, changed: Any) -> nn.Module:
     """The plain model, where a hook makes of W x what the additions' values say: scales come after all deltas."""
 
     def hook(path: str) -> Any:
-        added: dict[str, Any] = dict(changed.get_submodule(path).named_modules())
+        modules = changed.get_submodule(path).named_modules()
+        added: dict[str, Any] = {name.rpartition(".")[2]: module for name, module in modules}
 
         def hooked(_: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
             parts = []
@@ -68,8 +96,9 @@ def by_hand(model: nn.Module, changed: Any) -> nn.Module:
 
 
 @pytest.mark.parametrize("entries", [[LORA], [IA3], [LORA, IA3], [IA3, LORA], [IA3, WHOLE]])
-def test_as_by_hand(entries: list[dict[str, Any]]) -> None:
-    model = made(MergedBlock)
+@pytest.mark.parametrize("kind", [MergedBlock, ClippedBlock, Named])
+def test_as_by_hand(entries: list[dict[str, Any]], kind: type[nn.Module]) -> None:
+    model = made(kind)
     changed = peftc.attach(copy.deepcopy(model), spec(entries))
     torch.testing.assert_close(changed(IDS), model(IDS))
     draw = torch.Generator().manual_seed(0)
@@ -85,8 +114,9 @@ def test_as_by_hand(entries: list[dict[str, Any]]) -> None:
     assert all(gradient.any() for gradient in ours)
 
 
-def test_the_rows_of_each_part_are_known() -> None:
-    sites = [site for unit in trace_model(made(MergedBlock)).units for site in unit.sites if site.name in PARTS]
+@pytest.mark.parametrize("kind", [MergedBlock, ClippedBlock])
+def test_the_rows_of_each_part_are_known(kind: type[nn.Module]) -> None:
+    sites = [site for unit in trace_model(made(kind)).units for site in unit.sites if site.name in PARTS]
     assert {s.name: s.rows for s in sites if isinstance(s, Projection)} == {
         name: tuple(range(24))[rows] for name, rows in PARTS.items()
     }

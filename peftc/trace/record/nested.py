@@ -7,6 +7,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
+from transformers.utils.generic import ModelOutput
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
@@ -23,10 +24,12 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
 
 
 def made_of(value: Any) -> dict[str, Any]:
-    """What a dataclass was made of, by name; nothing where it is none."""
+    """What a dataclass was made of, by name; nothing where it is none, or holds what it was not made of."""
     if not is_dataclass(value) or isinstance(value, type):
         return {}
-    return {field.name: getattr(value, field.name) for field in fields(value) if field.init}
+    given = {field.name: getattr(value, field.name) for field in fields(value) if field.init}
+    whole = vars(value).keys() <= given.keys() and not hasattr(value, "__post_init__")
+    return given if whole or isinstance(value, ModelOutput) else {}
 
 
 def rebuilt(like: tuple[Any, ...] | list[Any], items: Iterable[Any]) -> Any:

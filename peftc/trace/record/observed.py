@@ -81,9 +81,13 @@ class Observed:
         return [path for path, module in model.named_modules() if self.twins.get(module, module) in attend]
 
 
-def _given(call: Call) -> frozenset[str]:
+def given_in(call: Recorded) -> frozenset[str]:
     """The arguments of a call that are something."""
-    return frozenset(name for r in call for name, value in r.named.items() if value is not None)
+    return frozenset(name for name, value in call.named.items() if value is not None)
+
+
+def _given(call: Call) -> frozenset[str]:
+    return frozenset[str]().union(*map(given_in, call))
 
 
 def observe(model: nn.Module) -> Observed:

@@ -31,7 +31,8 @@ from peftc.trace.roles.views import (
 )
 
 CASTS = frozenset({"to", "float", "type_as"})
-AFFINE = CASTS | {"add", "sub", "mul", "truediv", "clamp", "clip"}
+AFFINE = CASTS | {"add", "sub", "mul", "truediv"}
+BOUNDS = frozenset({"clamp", "clip"})
 MULTIPLIES = (operator.mul, operator.imul, torch.mul)
 
 
@@ -263,15 +264,16 @@ def _named(view: View, down: fx.Node, linears: list[fx.Node]) -> list[Projection
         return only
     branches = [a for a in products[0].args if isinstance(a, fx.Node)]
     ways = [_way(view, branch, linears) for branch in branches]
-    active = [any(not _is_affine(n) for n in way[1:]) for way in ways]  # an activation marks the gate
-    gate, up = reversed(ways) if any(active) and not active[0] else ways
+    active = [max(map(_activity, way[1:]), default=0) for way in ways]  # an activation marks the gate
+    gate, up = reversed(ways) if active[0] < active[1] else ways
     named = [replace(projection(view, way[0], way), name=name) for way, name in ((gate, "ffn_gate"), (up, "ffn_up"))]
     return only if len({(part.module, part.rows) for part in named}) == 1 else [*named, last]
 
 
-def _is_affine(node: fx.Node) -> bool:
-    """Whether a node moves numbers, or bounds, shifts and scales them."""
-    return dataflow.is_move(node) or (dataflow.name_of(node) in AFFINE and len(dataflow.tensors(node)) == 1)
+def _activity(node: fx.Node) -> int:
+    """0 for what moves numbers, or shifts and scales them; 1 for what bounds them; 2 for any other activation."""
+    affine = dataflow.name_of(node) in AFFINE and len(dataflow.tensors(node)) == 1
+    return 0 if affine or dataflow.is_move(node) else 1 if dataflow.name_of(node) in BOUNDS else 2
 
 
 def _is_product(view: View, node: fx.Node, linears: list[fx.Node]) -> bool:

@@ -41,17 +41,21 @@ def layers(
     further = Elsewhere(model, observed)
     units = _Units(model, observed, leaves, session, looks_back, replaced, attention, attending, further)
     inner = {path: unit for unit in units.of(attention, {}) for path in unit.paths}
-    inner |= {path: unit for unit in units.of([p for p in recorded if p not in inner], inner) for path in unit.paths}
-    outer = {path: unit for unit in units.of(blocks, inner) for path in unit.paths}
+    between = {path: u for u in units.of([p for p in recorded if p not in inner], inner) for path in u.paths}
+    outer = {path: unit for unit in units.of(blocks, inner | between) for path in unit.paths}
     feeds = units.feeding({path: outer[path] for path in attending if path in outer})
     found, apart = [], Apart(model, observed)
     for paths, tower in zip(towers, tower_names(towers, outer), strict=True):
         for index, path in enumerate(paths):
-            inside = tuple((p, u) for p, u in inner.items() if p.startswith(f"{path}."))
-            whole = ((path, outer[path]),) if path in outer else ()
-            own = tuple(part for pair in (*inside, *whole) for part in apart.of(*pair)) + feeds.get(path, ())
+            inside, recorded_in = (_below(known, path) for known in (inner, between))
+            whole = [(path, outer[path])] if path in outer else []
+            own = tuple(p for pair in (*inside, *whole, *recorded_in) for p in apart.of(*pair)) + feeds.get(path, ())
             found.append(Layer(tower, index, path, own, units.attends(path) or any(map(_has_attention, own))))
     return tuple(found), units.untraced
+
+
+def _below(units: Mapping[str, Unit], path: str) -> list[tuple[str, Unit]]:
+    return [(inner, unit) for inner, unit in units.items() if inner.startswith(f"{path}.")]
 
 
 def _inside(path: str, blocks: Sequence[str]) -> bool:

@@ -89,7 +89,7 @@ def projection(view: View, node: fx.Node, way: list[fx.Node]) -> Projection:
     assert sizes is not None
     held = dataflow.features(way, sizes[1])
     if held is None:
-        fail(f"what {node} makes arrives in one axis with examples or positions")
+        fail(f"what {node} makes arrives in one axis with examples or positions, or changed")
     whole = len(held.rows) == sizes[1]
     again = (n.name for n in view.graph.nodes if n is not node and (n.op, n.target) == (node.op, node.target))
     return Projection(

@@ -106,8 +106,8 @@ class Tracer(fx.proxy.TracerBase):
             return a.node
         if isinstance(a, nn.Module):
             return SelfReference(self.paths[a]) if a in self.paths else fail(f"{type(a).__name__} is outside the unit")
-        if given := made_of(a):
-            return self.create_proxy("call_function", type(a), (), given).node
+        if any(type(part) is Value for part in made_of(a).values()):
+            return self.create_proxy("call_function", type(a), (), made_of(a)).node
         if isinstance(a, (tuple, list)):
             return (list if isinstance(a, list) else tuple)(map(self.create_arg, a))
         if isinstance(a, dict):

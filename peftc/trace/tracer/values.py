@@ -126,7 +126,7 @@ def _apart(sign: Callable[[Any, Any], Any]) -> Callable[[Value, Any], Any]:
 
     def changed(value: Value, other: Any) -> Any:
         made = sign(value, other)
-        if type(made) is Value and isinstance(value.points[0], torch.Tensor):
+        if type(made) is Value and isinstance(point := value.points[0], torch.Tensor) and point.is_floating_point():
             made.node.meta["in_place"] = True
         return made
 

@@ -47,7 +47,16 @@ class Clamped(nn.Module):
         return made
 
 
-def test_what_shifts_and_bounds_is_no_activation() -> None:
-    found = sites(Clamped(), WIDTH)
+class Rectified(Clamped):
+    """A gate whose activation is a bound."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = x + self.down(self.up(x) * self.gate(x).clamp(min=0))
+        return made
+
+
+@pytest.mark.parametrize("kind", [Clamped, Rectified])
+def test_what_bounds_is_an_activation_where_there_is_no_other(kind: type[nn.Module]) -> None:
+    found = sites(kind(), WIDTH)
     modules = {name: site.module for name, site in found.items() if isinstance(site, Projection)}
     assert modules == {"ffn_gate": "gate", "ffn_up": "up", "ffn_down": "down"}

@@ -211,6 +211,17 @@ class Reported(Block):
         return Output(x=super().forward(state.x) * state.scale)
 
 
+@dataclass
+class Doubling(Sheet):
+    def __post_init__(self) -> None:
+        self.x = self.x * 2
+
+
+class Doubled(Block):
+    def forward(self, state: Sheet) -> Sheet:  # type: ignore[override]
+        return Doubling(super().forward(state.x), scale=state.scale)
+
+
 class Overwritten(Block):
     def forward(self, state: Sheet) -> Sheet:  # type: ignore[override]
         state.x = super().forward(state.x)
@@ -254,6 +265,7 @@ def test_what_has_fields_is_handed_on_as_it_is(kind: type[nn.Module]) -> None:
             r"it goes through the keys of \{\*\*state.*, in Mapped.forward\), which may be others in another call",
         ),
         (Overwritten, "it sets the attribute x of state"),
+        (Doubled, "an argument of type Doubling"),
         (Unnamed, r"it is given arguments without names, as \*args"),
     ],
 )

@@ -15,7 +15,6 @@ from peftc.trace.roles.norms import is_norm
 
 PROJECTIONS = ("q", "k", "v", "o")
 SHOWN = 4
-MATRIX = 2
 
 
 def place_in(layer: Layer, method: Method, trace: Trace) -> str:
@@ -103,7 +102,7 @@ def no_place(module: str, trace: Trace) -> str:
     weight = getattr(trace.model.get_submodule(module), "weight", None)
     if not isinstance(weight, nn.Parameter | None):
         return "its weight is computed, and no parameter"
-    if weight is None or weight.dim() != MATRIX:
+    if weight is None or weight.dim() != 2:
         return "it is no linear map and no embedding"
     if any(within(module, path) for path, _ in trace.instances()):
         return "it is no linear map and no embedding of the unit around it"

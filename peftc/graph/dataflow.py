@@ -208,14 +208,10 @@ def features(way: list[fx.Node], width: int) -> Features | None:
     """
     head, end = way[0], way[-1]
     shape = (*head.meta["value"][0].shape[:-1], width)
-    held: dict[fx.Node, Any] = {head: torch.arange(math.prod(shape)).view(shape)}
-    for node in way[1:]:
-        if is_move(node) and node.args[0] in held:
-            held[node] = recomputed(node, held)
-    tensors, final = _left_over(way, held, width)
+    tensors, final = _followed(way, shape, changed=False)
     if not final:
         return Features(end, ())
-    changed = _left_over(way, _through(way, held), width)[1]
+    _, changed = _followed(way, shape, changed=True)
     if changed and changed < final:
         return _among_others(head, sorted(changed))
     first = [node for node, places in tensors.items() if final <= _arrived(places, width)]
@@ -223,27 +219,26 @@ def features(way: list[fx.Node], width: int) -> Features | None:
     return _laid_out(closest, tensors[closest], shape) or _among_others(head, sorted(final))
 
 
-def _left_over(
-    way: list[fx.Node], held: Mapping[fx.Node, Any], width: int
+def _followed(
+    way: list[fx.Node], shape: tuple[int, ...], *, changed: bool
 ) -> tuple[dict[fx.Node, torch.Tensor], set[int]]:
-    """The tensors that are held, and the features that what is not held, or the end of the way, reads of them."""
-    tensors = {node: places for node, places in held.items() if isinstance(places, torch.Tensor)}
-    read = {n for node in way if node not in held for n in sources(node)}
-    return tensors, set[int]().union(*(_arrived(p, width) for n, p in tensors.items() if n in read or n is way[-1]))
+    """The tensors that hold a linear's numbers, with their places in its output, and the features that the rest reads.
 
-
-def _through(way: list[fx.Node], held: Mapping[fx.Node, Any]) -> dict[fx.Node, Any]:
-    """What is held, also through what makes of one tensor another one of its shape, number by number or nearly so."""
-    found = dict(held)
+    The end of the way reads what it holds.  `changed`: what is made of one tensor in its shape, as a bound is, counts
+    as holding the same numbers.
+    """
+    held: dict[fx.Node, Any] = {way[0]: torch.arange(math.prod(shape)).view(shape)}
     for node in way[1:]:
-        if is_move(node) and node.args[0] in found:
-            found[node] = recomputed(node, found)
-        elif node not in found and (source := _reshaped_by_none(node)) in found:
-            found[node] = found[source]
-    return found
+        if is_move(node) and node.args[0] in held:
+            held[node] = recomputed(node, held)
+        elif changed and (source := _in_its_shape(node)) in held:
+            held[node] = held[source]
+    tensors = {node: places for node, places in held.items() if isinstance(places, torch.Tensor)}
+    read = {n for node in way if node not in held for n in sources(node)} | {way[-1]}
+    return tensors, set[int]().union(*(_arrived(p, shape[-1]) for n, p in tensors.items() if n in read))
 
 
-def _reshaped_by_none(node: fx.Node) -> fx.Node | None:
+def _in_its_shape(node: fx.Node) -> fx.Node | None:
     """The one tensor of its own shape that a node reads."""
     given = [n for n in tensors(node) if getattr(example(n), "shape", None) == getattr(example(node), "shape", ())]
     return given[0] if len(given) == 1 == len(tensors(node)) else None

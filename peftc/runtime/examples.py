@@ -18,7 +18,7 @@ from peftc.trace.record.inputs import SCENARIOS, Scenario
 from peftc.trace.record.memo import signature
 from peftc.trace.record.nested import rebuilt
 from peftc.trace.record.observed import given_in
-from peftc.trace.record.twins import Twins, twins
+from peftc.trace.record.twins import Twins, of_a_kind, twins
 
 UNSEEN = (Point(batch=1, length=5, past=3, source=8), Point(batch=4, length=9, past=7, source=6))
 
@@ -38,18 +38,17 @@ class Recordings:
         """
         points = {str(n.target): n.meta["value"] for n in traced.nodes if n.op == "placeholder" and "value" in n.meta}
         flat = {name for name, (one, other) in points.items() if _is_per_position(one, other)}
-        run = self.twins.get(module, module)
         told, known = set[Hashable](), set[frozenset[str]]()
-        for one in (run, *(m for m, like in self.twins.items() if like is run is not m)):
+        for position, one in enumerate(of_a_kind(module, self.twins)):
             found = {pair: recording.calls[one] for pair, recording in self.found.items() if one in recording.calls}
-            new = {pair: call for pair, call in found.items() if one is run or given_in(call) not in known}
+            new = {pair: call for pair, call in found.items() if not position or given_in(call) not in known}
             known |= set(map(given_in, found.values()))
             for (scenario, point), call in new.items():
                 if (same := (point, signature((call.named, call.extra)))) in told:
                     continue
                 told.add(same)
                 other = next((c for (s, p), c in found.items() if s == scenario and p != point), call)
-                further = "" if one is run else ", another of its kind"
+                further = ", another of its kind" if position else ""
                 yield f"{point.batch} x {point.length}, {scenario}{further}", _told(call, other, flat)
 
 

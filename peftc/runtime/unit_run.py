@@ -99,8 +99,8 @@ class UnitRun:
         return [(case, [sizes[i // 2 % len(sizes)] for sizes in some]) for i, case, some in pairs[1:]]
 
     def equal(self, emitted: ModuleType) -> int:
-        """Outputs and gradients of the emitted class without additions, against the base's; how often that ran."""
-        return sum(len(list(self._compared(emitted, case, calls))) for case, calls in self.chosen)
+        """Outputs and gradients of the class without additions against the base's; how often, with the first case's."""
+        return len(self.calls) + sum(len(list(self._compared(emitted, case, calls))) for case, calls in self.chosen)
 
     def _compared(
         self, emitted: ModuleType, case: Case, calls: Sequence[tuple[str, Recorded]]
@@ -116,7 +116,8 @@ class UnitRun:
         """Outputs of the emitted class whose additions have no effect, against the base's; they draw no dropout.
 
         A kernel may round the same numbers otherwise in another layout.  Where a part of a fused projection is changed,
-        the base is met to 1e-5, and `laid`, its own code with the layouts of what is added, bit for bit.
+        the base is met to 1e-5, and `laid`, its own code with the layouts of what is added, bit for bit; so where it
+        changes sums in place.
         """
         cases = [CASES[0], replace(CASES[0], training=True)] if self.exact else [CASES[0]]
         for case in cases:
@@ -204,10 +205,11 @@ class UnitRun:
             owner.add_module(shared.name, getattr(modules, call.name)(**dict(call.arguments)))
         says: Any = emitted
         moved = frozenset[str]() if neutral else frozenset(says.trained_names())
+        inside = {name.removeprefix(f"{self.path}.") for name in moved}
         before, (_, number) = set(module._modules), dict(_placed(emitted))[self.path]
         module.attach(owner, number)
         for name in [n for n in module._modules if n not in before]:
-            self._initialise(name, module.get_submodule(name), says, {m.removeprefix(f"{self.path}.") for m in moved})
+            self._initialise(name, module.get_submodule(name), says, inside)
         self._initialise("", owner, says, moved)
         return module.to(case.dtype).train(case.training), owner.to(case.dtype)
 

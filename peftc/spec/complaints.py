@@ -14,6 +14,7 @@ from peftc.errors import Place, Problem
 from peftc.spec.document import Node, Step, shown
 
 _SHOWN = 100
+_TYPO = 0.9  # how alike a mistyped word is; a less alike one may be another word
 _ENTRY = "as in `method: lora`, or `preset: unipelt-apl`"
 _NO_NAME = "string_pattern_mismatch"
 _EXPECTED = {
@@ -48,9 +49,6 @@ def complaints(error: ValidationError, root: Node, schema: dict[str, Any]) -> li
     if len(groups) > _SHOWN:
         found.append(Problem(f"and {len(groups) - _SHOWN} more complaints"))
     return found
-
-
-TYPO = 0.9  # how alike a mistyped word is; a less alike one may be another word
 
 
 def closest(name: str, known: Iterable[str], what: str) -> str:
@@ -133,7 +131,7 @@ def _unknown_word(detail: ErrorDetails, node: Node) -> Problem:
     if not isinstance(node.value, str):
         return Problem(f"expected one of {', '.join(words)}; got {shown(node.plain())}", node.place)
     hints = [closest(node.value, words, "it is one of"), f"it is one of {', '.join(words)}"]
-    typo = difflib.get_close_matches(node.value[:80].lower(), words, 1, TYPO)
+    typo = difflib.get_close_matches(node.value[:80].lower(), words, 1, _TYPO)
     hint = " ".join(dict.fromkeys(hints[: 1 if typo else 2]))
     return Problem(f"{shown(node.value)} is not possible here", node.place, hint)
 

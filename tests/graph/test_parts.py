@@ -35,9 +35,11 @@ class Merged(nn.Module):
 
 
 class MergedBlock(Block):
+    attends: type[Merged] = Merged
+
     def __init__(self) -> None:
         super().__init__()
-        self.attention: Any = Merged()
+        self.attention: Any = self.attends()
 
 
 class Clipped(Merged):
@@ -49,10 +51,8 @@ class Clipped(Merged):
         return result
 
 
-class ClippedBlock(Block):
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention: Any = Clipped()
+class ClippedBlock(MergedBlock):
+    attends = Clipped
 
 
 class Named(MergedBlock):

@@ -28,7 +28,7 @@ def made_of(value: Any) -> dict[str, Any]:
     if not is_dataclass(value) or isinstance(value, type):
         return {}
     given = {field.name: getattr(value, field.name) for field in fields(value) if field.init}
-    whole = vars(value).keys() <= given.keys() and not hasattr(value, "__post_init__")
+    whole = vars(value).keys() <= given.keys() and getattr(value, "__post_init__", None) is None
     return given if whole or isinstance(value, ModelOutput) else {}
 
 

@@ -20,7 +20,7 @@ from peftc.trace.record.pictures import USUAL, sees
 from peftc.trace.record.source import said
 from peftc.trace.record.submodels import inner_runs
 from peftc.trace.record.taken import taken
-from peftc.trace.record.twins import Twins, twins
+from peftc.trace.record.twins import Twins, of_a_kind, twins
 
 LONGEST = max(point.length + point.past for point in POINTS)
 Call = tuple[Recorded, ...]
@@ -47,16 +47,14 @@ class Observed:
     def calls(self, module: nn.Module) -> list[Call]:
         """The calls of one module, per scenario that reaches it, as one record per point; of equal ones the first.
 
-        Of modules that are built like it, those that are given something where it is given None.
+        Of modules that are built like it, those that are given others of its arguments.
         """
-        run = self.twins.get(module, module)
+        run, *others = of_a_kind(module, self.twins)
         distinct: dict[Hashable, Call] = {}
         for call in self._recorded(run):
             distinct.setdefault(signature([(r.named, r.extra) for r in call]), call)
         known = {_given(call) for call in distinct.values()}
-        for call in (
-            c for other, like in self.twins.items() if like is run is not other for c in self._recorded(other)
-        ):
+        for call in (call for other in others for call in self._recorded(other)):
             if _given(call) not in known:
                 known.add(_given(call))
                 distinct[signature([(r.named, r.extra) for r in call])] = call

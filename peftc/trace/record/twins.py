@@ -25,6 +25,12 @@ def twins(model: nn.Module) -> Twins:
     return found
 
 
+def of_a_kind(module: nn.Module, alike: Twins) -> list[nn.Module]:
+    """What is built like a module: first the one that shows how all of them run."""
+    first = alike.get(module, module)
+    return [first, *(other for other, like in alike.items() if like is first is not other)]
+
+
 def _outermost_lists(module: nn.Module, seen: frozenset[nn.Module]) -> Iterator[list[nn.Module]]:
     for child in module.children():
         if isinstance(child, nn.ModuleList):

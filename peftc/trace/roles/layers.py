@@ -103,7 +103,7 @@ class _Units:
         groups: dict[tuple[nn.Module, tuple[Any, ...]], list[str]] = {}
         for path in (p for p in paths if p not in self.untraced):
             module = self.model.get_submodule(path)
-            within = tuple(sorted((p[len(path) :], id(u)) for p, u in inner.items() if p.startswith(f"{path}.")))
+            within = tuple(sorted((p[len(path) :], id(u)) for p, u in _below(inner, path)))
             groups.setdefault((self.observed.twins.get(module, module), within), []).append(path)
         found: list[Unit] = []
         for members in groups.values():
@@ -148,7 +148,7 @@ class _Units:
         if self.attending and not self.attends(path):
             return other_sites(view, caches(self.observed.calls(view.module)))
         own = attention_sites(view)
-        within = {p[len(path) + 1 :]: u for p, u in inner.items() if p.startswith(f"{path}.")}
+        within = {p[len(path) + 1 :]: u for p, u in _below(inner, path)}
         units = {p: View.of(view.module.get_submodule(p), u.graph, view.causal) for p, u in within.items()}
         return [*own, *block_sites(view, {p: (unit, list(within[p].sites)) for p, unit in units.items()}, own)]
 

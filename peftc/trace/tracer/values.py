@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable, Hashable, Iterator, Mapping, MappingView
+from collections.abc import Hashable, Iterator, Mapping, MappingView
 from contextlib import nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -109,6 +109,24 @@ class Value(fx.Proxy):
     def __setitem__(self, key: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
 
+    def __iadd__(self, other: Any) -> Any:
+        return self._apart(self + other)
+
+    def __isub__(self, other: Any) -> Any:
+        return self._apart(self - other)
+
+    def __imul__(self, other: Any) -> Any:
+        return self._apart(self * other)
+
+    def __itruediv__(self, other: Any) -> Any:
+        return self._apart(self / other)
+
+    def _apart(self, made: Any) -> Any:
+        """x += y as x + y: the sum may lie otherwise in memory, and kernels then round otherwise: its node says so."""
+        if type(made) is Value and isinstance(point := self.points[0], torch.Tensor) and point.is_floating_point():
+            made.node.meta["in_place"] = True
+        return made
+
     def __setattr__(self, name: str, value: Any) -> None:
         if "node" in vars(self):  # its own two attributes come first
             fail(f"it sets the attribute {name} of {self!r}")
@@ -119,22 +137,6 @@ class Value(fx.Proxy):
 
     def __hash__(self) -> int:
         return id(self.node)
-
-
-def _apart(sign: Callable[[Any, Any], Any]) -> Callable[[Value, Any], Any]:
-    """x += y as x + y: the sum may lie otherwise in memory, and kernels then round otherwise, so its node says so."""
-
-    def changed(value: Value, other: Any) -> Any:
-        made = sign(value, other)
-        if type(made) is Value and isinstance(point := value.points[0], torch.Tensor) and point.is_floating_point():
-            made.node.meta["in_place"] = True
-        return made
-
-    return changed
-
-
-for _sign in (operator.add, operator.sub, operator.mul, operator.truediv):
-    setattr(Value, f"__i{_sign.__name__}__", _apart(_sign))
 
 
 class Deciding(Protocol):

@@ -75,6 +75,14 @@ def test_what_every_call_gives_is_checked_where_the_forward_does_without_it(bloc
         changed.blocks[0](torch.ones(1, 3, 8), None)
 
 
+def test_what_is_left_out_is_as_none() -> None:
+    model: Any = Shifting([Shifted(), Shifted()]).eval()
+    changed: Any = attached(model)
+    assert torch.equal(model.blocks[0](torch.ones(1, 3, 8)), model.blocks[0](torch.ones(1, 3, 8), None))
+    with pytest.raises(ValueError, match="Shifted was compiled for calls with shift"):
+        changed.blocks[0](torch.ones(1, 3, 8))
+
+
 @pytest.mark.parametrize("block", [Handing, Bound])
 def test_what_is_handed_on_or_cannot_be_left_out_needs_no_check(block: type[Block]) -> None:
     assert checks(Shifting([block(), block()]).eval()) == []

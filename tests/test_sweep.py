@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -74,3 +75,11 @@ def test_the_page_tells_variants_from_types() -> None:
 def test_the_page_says_what_was_found() -> None:
     rows = json.loads(FOUND.read_text("utf-8"))
     assert FOUND.with_suffix(".md").read_text("utf-8") == table.page(rows)
+
+
+def test_the_page_does_not_depend_on_the_order_of_keys() -> None:
+    def backwards(value: Any) -> Any:
+        return {key: backwards(value[key]) for key in reversed(value)} if isinstance(value, dict) else value
+
+    rows = json.loads(FOUND.read_text("utf-8"))
+    assert table.page([backwards(row) for row in rows]) == table.page(rows)

@@ -61,7 +61,7 @@ def page(rows: Iterable[Row]) -> str:
 
 def _variants(rows: list[Row]) -> str:
     """The rows that released checkpoints ask for, and what each sets."""
-    lines = [f"- {row['type']}: `{json.dumps(row['settings'])}`" for row in rows]
+    lines = [f"- {row['type']}: `{json.dumps(row['settings'], sort_keys=True)}`" for row in rows]
     text = "What released checkpoints set, where their config class's defaults go another way through the code."
     return "\n".join([_table("Variants", rows), text, "", *lines, ""])
 
@@ -131,7 +131,7 @@ def _gaps(rows: list[Row]) -> str:
     for row in rows:
         if "peftc" not in row:
             found[_plain(_whole(row))][row["type"]].append("everything")
-        for method, outcome in row.get("peftc", {}).items():
+        for method, outcome in sorted(row.get("peftc", {}).items()):
             whole = method in ("all", "load")
             if outcome["state"] == "fails" and (not whole or _alone(row, method)):
                 found[_plain(outcome["reason"])][row["type"]].append(METHODS[method])
@@ -149,7 +149,7 @@ def _alone(row: Row, method: str) -> bool:
 def _peer_gaps(rows: list[Row]) -> str:
     found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        for method, reason in row.get("peft", {}).items():
+        for method, reason in sorted(row.get("peft", {}).items()):
             if reason:
                 found[_plain(reason)][row["type"]].append(PEERS[method].removeprefix("peft: "))
     return _listed("Gaps of peft", found)

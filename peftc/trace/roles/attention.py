@@ -16,12 +16,12 @@ from peftc.graph.branches import SelfReference, lookup
 from peftc.graph.sites import Attention, Projection, Site, Windowed, Written
 from peftc.trace.record.calls import SDPA
 from peftc.trace.record.nested import tensors_in
+from peftc.trace.roles.masks import mask_behind
 from peftc.trace.roles.views import (
     View,
     find,
     in_one_list,
     output_projection,
-    parameter_behind,
     projection,
     read_by,
     width_of,
@@ -236,7 +236,7 @@ def _sites(view: View, call: AttentionCall) -> list[Site]:
         return []
     cross = "" if x else "cross."
     given = mask_added(view, call.written) if isinstance(call.written, Found) else call.mask
-    mask = None if cross else parameter_behind(view, given)
+    mask = None if cross else mask_behind(view, given)
     causal = (call.hides and not cross) or view.causal()
     named = [*zip("qkv", (q, k, v), strict=True), *(("o", o) for o in output_projection(view, call.node))]
     attention = _attention(view, call, x or asking, cross)

@@ -13,6 +13,7 @@ from torch import fx, nn
 
 from peftc.graph import dataflow
 from peftc.graph.sites import Attention, Projection, Site, Sublayer
+from peftc.trace.roles.masks import mask_behind
 from peftc.trace.roles.mixing import mixing
 from peftc.trace.roles.norms import is_normed, norm_behind
 from peftc.trace.roles.residual import adds_streams, computes, joins, operands, origin, stream, taken_in
@@ -130,7 +131,7 @@ def _inner_attentions(view: View, inner: Mapping[str, tuple[View, list[Site]]]) 
             x, mask = bound.get(_parameter(unit, site.input)), bound.get(site.mask or "")
             projects = any(s.name.endswith("o") for s in sites if isinstance(s, Projection))
             if isinstance(x, fx.Node):
-                yield AttentionSeen(node, x, site.name, site.causal, parameter_behind(view, _node(mask)), projects)
+                yield AttentionSeen(node, x, site.name, site.causal, mask_behind(view, _node(mask)), projects)
 
 
 def _parameter(view: View, name: str) -> str:

@@ -136,7 +136,8 @@ def _inner_attentions(view: View, inner: Mapping[str, tuple[View, list[Site]]]) 
 
 def _parameter(view: View, name: str) -> str:
     """The unit's parameter that a value comes from, or ""."""
-    return parameter_behind(view, find(view.graph, name)) or ""
+    parameter = parameter_behind(view, find(view.graph, name))
+    return str(parameter.target) if parameter else ""
 
 
 def _own_attentions(view: View, own: list[Site]) -> Iterator[AttentionSeen]:

@@ -9,25 +9,29 @@ from torch import fx
 
 from peftc.graph import dataflow
 from peftc.graph.branches import choose
+from peftc.modules import MaskedGate
 from peftc.trace.record.feeds import FAILURES, POINTS
 from peftc.trace.roles.views import View, parameter_behind
-
-HIDDEN = -1000.0  # what a masked gate takes for the score of a key that is hidden
 
 
 def mask_behind(view: View, mask: fx.Node | None) -> str | None:
     """The parameter that a mask is made from; None where it says otherwise which keys are real, or not that alone."""
-    name = parameter_behind(view, mask)
-    if mask is None or name is None:
+    given = None if mask is None else parameter_behind(view, mask)
+    if mask is None or given is None:
         return None
-    given = next(node for node in view.graph.nodes if node.op == "placeholder" and node.target == name)
-    if mask is given:
-        return name
+    if mask is not given and not _says_the_same(view, given, mask):
+        return None
+    return str(given.target)
+
+
+def _says_the_same(view: View, given: fx.Node, mask: fx.Node) -> bool:
+    """Whether the mask hides the last key where the parameter says that of it, and that alone."""
     told = _of_last_hidden(given)
-    if told is None:
-        return None
-    found = _followed(view, given, mask, told)
-    return name if found is not None and _hides_last(found) else None
+    found = None if told is None else _followed(view, given, mask, told)
+    if found is None:
+        return False
+    real = MaskedGate(1).real_tokens(found)
+    return bool(real[:, :-1].all()) and not bool(real[:, -1].any())
 
 
 def _of_last_hidden(given: fx.Node) -> torch.Tensor | None:
@@ -41,8 +45,9 @@ def _of_last_hidden(given: fx.Node) -> torch.Tensor | None:
     real[..., -1] = False
     if value.dim() == 2 or value.dtype == torch.bool:
         return real.to(value.dtype)
-    lowest = torch.finfo(value.dtype).min if value.is_floating_point() else 0
-    return torch.zeros(value.shape, dtype=value.dtype, device="cpu").masked_fill(~real, lowest)
+    if not value.is_floating_point():
+        return None
+    return torch.zeros(value.shape, dtype=value.dtype, device="cpu").masked_fill(~real, torch.finfo(value.dtype).min)
 
 
 def _followed(view: View, given: fx.Node, mask: fx.Node, told: torch.Tensor) -> torch.Tensor | None:
@@ -54,7 +59,7 @@ def _followed(view: View, given: fx.Node, mask: fx.Node, told: torch.Tensor) -> 
         except FAILURES:
             return None
     found = held[mask]
-    return found if isinstance(found, torch.Tensor) and not found.is_meta else None
+    return found if isinstance(found, torch.Tensor) and found.dim() > 1 and not found.is_meta else None
 
 
 def _chosen(node: fx.Node, held: dict[fx.Node, Any]) -> Any:
@@ -62,10 +67,3 @@ def _chosen(node: fx.Node, held: dict[fx.Node, Any]) -> Any:
     asked = held.get(condition) if isinstance(condition, fx.Node) else None
     first, second = (held[side] if isinstance(side, fx.Node) and side in held else None for side in sides)
     return second if first is None or asked is False else first
-
-
-def _hides_last(mask: torch.Tensor) -> bool:
-    """Whether a mask, (batch, keys) or with axes of heads and queries between, hides the last key, and that alone."""
-    seen = mask != 0 if mask.dim() == 2 or mask.dtype == torch.bool else mask > HIDDEN
-    real = seen.flatten(0, -2).any(dim=0)
-    return bool(real[:-1].all()) and not bool(real[-1])

@@ -145,11 +145,9 @@ def is_turned(node: fx.Node) -> bool:
     return first != second == [point.batch for point in POINTS]
 
 
-def parameter_behind(view: View, node: fx.Node | None) -> str | None:
-    """The parameter that a mask comes from, where it is handed down unchanged."""
-    if node is None:
-        return None
+def parameter_behind(view: View, node: fx.Node) -> fx.Node | None:
+    """The one parameter that a value is made from."""
     if node.op == "placeholder":
-        return str(node.target)
+        return node
     before = dataflow.upstream(view.flow, node, lambda n: n.op == "placeholder")
-    return str(before[0].target) if len(before) == 1 else None
+    return before[0] if len(before) == 1 else None

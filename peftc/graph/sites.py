@@ -18,7 +18,7 @@ class Projection:
     the map is not fused, or no node does).  `rows` are the part's rows of W in the order of its features, None all.
     Where `output` is not (batch, length, outputs), it is that with the features unflattened to `dims` and all axes
     permuted by `order`: the heads of an interleaved projection; `ones` are axes of one entry that it does not have.
-    `flat`: batch and length are one axis; `turned`: the length stands before the batch.  `again`: the nodes
+    `flat`: batch and length are not known to be two axes; `turned`: the length stands first.  `again`: the nodes
     that call the module beside `node`.
     """
 
@@ -117,8 +117,8 @@ class Attention:
 
     key: (batch, heads, length, key_width / heads).  `input` is the attention's input x, of width `width`.
     `written`: it is no one call but products around a softmax, of which `node` is the last; a sentence says why
-    nothing can join it.  `hides`: without a mask, query i sees the keys 0 to i alone.  `others`: what it is in other
-    branches of the forward.
+    nothing can join it.  `hides`: without a mask, query i sees the keys 0 to i alone.  `flat`: x is not known to be
+    (batch, length, width).  `others`: what it is in other branches of the forward.
     """
 
     name: str
@@ -130,6 +130,7 @@ class Attention:
     value_width: int
     written: Written | Windowed | str | None = None
     hides: bool = False
+    flat: bool = False
     causal: bool = False
     mask: str | None = None
     others: tuple[Attention, ...] = ()

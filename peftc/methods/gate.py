@@ -47,10 +47,10 @@ class Gate(BaseModel):
 
     def refusal(self, site: Site) -> str | None:
         """Why no method can be gated so at a site, or None."""
-        if isinstance(site, Projection | Sublayer) and site.flat and self._mixes:
+        if isinstance(site, Projection | Sublayer | Attention) and site.flat and self._mixes:
             return (
-                f"{site.name} has batch and length in one axis, where a {self.kind} gate of scope {self.scope} cannot "
-                "tell the examples apart: use a constant gate, or a token gate of scope site"
+                f"{site.name} is not known to have batch and length in two axes, where a {self.kind} gate of scope "
+                f"{self.scope} cannot tell the examples apart: use a constant gate, or a token gate of scope site"
             )
         if self._mixes and _is_turned(site):
             return f"the input of {site.name} has its length before its batch: use a constant gate"

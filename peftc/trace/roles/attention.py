@@ -19,6 +19,7 @@ from peftc.trace.record.nested import tensors_in
 from peftc.trace.roles.masks import mask_behind
 from peftc.trace.roles.views import (
     View,
+    axes,
     find,
     in_one_list,
     output_projection,
@@ -265,6 +266,7 @@ def _attention(view: View, call: AttentionCall, x: fx.Node, cross: str) -> Atten
     return Attention(
         name=f"{cross}attention", node=call.node.name, key=call.key.name, input=x.name, width=width_of(x),
         key_width=heads * key_width, value_width=heads * value_width, written=written, hides=hides,
+        flat=any(axes(x.meta["value"])),
     )  # fmt: skip
 
 

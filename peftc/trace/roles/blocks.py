@@ -19,11 +19,10 @@ from peftc.trace.roles.norms import is_normed, norm_behind
 from peftc.trace.roles.residual import adds_streams, computes, joins, operands, origin, stream, taken_in
 from peftc.trace.roles.views import (
     View,
+    axes,
     find,
     has_features,
     in_one_list,
-    is_flat,
-    is_turned,
     output_projection,
     parameter_behind,
     projection,
@@ -112,9 +111,10 @@ def _fed(view: View, projections: list[Projection]) -> list[Site]:
     x = read_by(view, projections[0].node)
     if x.meta["value"][0].shape != returned.meta["value"][0].shape or not has_features(returned):
         return []
+    flat, turned = axes(returned.meta["value"])
     ffn = Sublayer(
         name="ffn", output=returned.name, residual=None, sum=None, norm=None, input=x.name, width=width_of(returned),
-        flat=is_flat(returned), turned=is_turned(returned),
+        flat=flat, turned=turned,
     )  # fmt: skip
     return [*projections, ffn]
 
@@ -200,9 +200,10 @@ def _made(view: View, total: fx.Node, output: fx.Node, x: fx.Node, name: str) ->
     beside = next(a for a in operands(total) if a is not output)
     follows = beside in dataflow.reached(view.flow.reverse(copy=False), output)
     residual, norm = beside if follows else stream(view, total) or beside, norm_behind(view, total)
+    flat, turned = axes(output.meta["value"])
     return Sublayer(
         name=name, output=output.name, residual=residual.name, sum=total.name, norm=norm.name if norm else None,
-        input=x.name, width=width_of(output), flat=is_flat(output), turned=is_turned(output),
+        input=x.name, width=width_of(output), flat=flat, turned=turned,
     )  # fmt: skip
 
 

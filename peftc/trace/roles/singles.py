@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import fx, nn
@@ -10,11 +11,12 @@ from transformers import PreTrainedModel
 
 from peftc.graph.sites import Embedding, Layer, Projection, Site, Unit, around, within
 from peftc.trace.record.causal import LooksBack
-from peftc.trace.record.feeds import POINTS
 from peftc.trace.record.leaf_calls import Called, called
+from peftc.trace.record.nested import tensors_in
 from peftc.trace.record.observed import Call, Observed
 from peftc.trace.roles.linear_maps import is_transposed
 from peftc.trace.roles.standalone import NODE, alone, looking_up, with_graph
+from peftc.trace.roles.views import axes
 
 Instances = tuple[tuple[str, Unit], ...]
 Single = Projection | Embedding
@@ -47,14 +49,15 @@ def singles(
     groups: dict[tuple[type[nn.Module], Single, fx.Graph | None], list[str]] = {}
     outside = []
     for name, layer in ((name, layer) for name, layer in owners.items() if name not in fixed):
+        own = "embedding" if name in tables else name if layer is None else _name_in(layer, name)
+        says = [site.causal for site in _sites(layer, layers)] if layer else []
+        site = _site(modules[name], own, turned.get(like[name]), observed)
+        if isinstance(site, Projection):
+            site = replace(site, causal=any(says) if says else looks_back(name))
         if layer is None:
-            site = _outside(modules[name], "embedding" if name in tables else name, turned.get(like[name]))
             outside.append((name, _unit(model, [name], site, graphs.get(name))))
-            continue
-        says, call = [site.causal for site in _sites(layer, layers)], seen.calls[like[name]]
-        causal = any(says) if says else looks_back(name)
-        site = _inside(modules[name], _name_in(layer, name), causal, bool(turned[like[name]]), *call)
-        groups.setdefault((type(modules[name]), site, graphs.get(name)), []).append(name)
+        else:
+            groups.setdefault((type(modules[name]), site, graphs.get(name)), []).append(name)
     units = [_unit(model, names, site, graph) for (_, site, graph), names in groups.items()]
     return (*outside, *((path, unit) for unit in units for path in unit.paths)), fixed
 
@@ -100,25 +103,21 @@ def _instead(modules: Mapping[str, nn.Module], ran: Mapping[str, nn.Embedding]) 
     return {n: f"{UNCALLED}, that of {' and '.join(o)} is, with its weight" for n, o in tied.items() if o}
 
 
-def _outside(module: nn.Module, name: str, turned: bool | None) -> Single:
-    """The site of a module outside every layer; where no run shows how its matrix stands, its class says it."""
-    if isinstance(module, nn.Embedding):
-        return _embedding(name, module)
-    return _projection(name, module, transposed=not isinstance(module, nn.Linear) if turned is None else turned)
-
-
-def _embedding(name: str, module: nn.Module) -> Embedding:
-    count, width = module.get_parameter("weight").shape
-    return Embedding(name, "", NODE, count, width)
-
-
-def _projection(
-    name: str, module: nn.Module, *, transposed: bool, causal: bool = False, flat: bool = False, turned: bool = False
-) -> Projection:
+def _site(module: nn.Module, name: str, turned: bool | None, observed: Observed) -> Single:
+    """The site of a module; where no run shows how its matrix stands, its class says it."""
     rows, columns = module.get_parameter("weight").shape
+    if isinstance(module, nn.Embedding):
+        return Embedding(name, "", NODE, rows, columns)
+    transposed = not isinstance(module, nn.Linear) if turned is None else turned
     inputs, outputs = (rows, columns) if transposed else (columns, rows)
-    bias = getattr(module, "bias", None) is not None
-    return Projection(name, "", NODE, NODE, inputs, outputs, bias=bias, flat=flat, turned=turned, causal=causal)
+    bias, (flat, other) = getattr(module, "bias", None) is not None, _axes(observed.calls(module))
+    return Projection(name, "", NODE, NODE, inputs, outputs, bias=bias, flat=flat, turned=other)
+
+
+def _axes(calls: Sequence[Call]) -> tuple[bool, bool]:
+    """Whether a call lacks one axis for the batch and one for the length, or none shows them; whether one is turned."""
+    seen = [axes([next(tensors_in(list(recorded.named.values())), None) for recorded in call]) for call in calls]
+    return not seen or any(flat for flat, _ in seen), any(turned for _, turned in seen)
 
 
 def _input_embeddings(model: nn.Module) -> nn.Module | None:
@@ -133,16 +132,6 @@ def _name_in(layer: Layer, name: str) -> str:
     """A module's name inside its layer; the module's last name where it is one of the layer's paths itself."""
     path = next(path for path in layer.paths if within(name, path))
     return name.removeprefix(path).removeprefix(".") or name.rpartition(".")[2]
-
-
-def _inside(
-    module: nn.Module, name: str, causal: bool, transposed: bool, source: torch.Tensor, result: torch.Tensor
-) -> Single:
-    """The site of a module inside a layer, by what it made of its input."""
-    if isinstance(module, nn.Embedding):
-        return _embedding(name, module)
-    turned = result.dim() == 3 and result.shape[1] == POINTS[0].batch != result.shape[0]
-    return _projection(name, module, transposed=transposed, causal=causal, flat=result.dim() != 3, turned=turned)
 
 
 def _sites(layer: Layer, layers: Sequence[Layer]) -> list[Site]:

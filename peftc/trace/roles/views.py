@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -91,12 +91,13 @@ def projection(view: View, node: fx.Node, way: list[fx.Node]) -> Projection:
     if held is None:
         fail(f"what {node} makes arrives in one axis with examples or positions, or changed")
     whole = len(held.rows) == sizes[1]
+    flat, turned = axes(node.meta["value"])
     again = (n.name for n in view.graph.nodes if n is not node and (n.op, n.target) == (node.op, node.target))
     return Projection(
         name="", module=str(node.target), node=node.name, output=node.name if whole else held.node.name,
         inputs=sizes[0], outputs=len(held.rows), rows=None if whole else held.rows,
         dims=() if whole else held.dims, order=() if whole else held.order, ones=() if whole else held.ones,
-        bias=getattr(module, "bias", None) is not None, flat=is_flat(node), turned=is_turned(node), again=tuple(again),
+        bias=getattr(module, "bias", None) is not None, flat=flat, turned=turned, again=tuple(again),
     )  # fmt: skip
 
 
@@ -136,13 +137,16 @@ def is_flat(node: fx.Node) -> bool:
     return isinstance(value, torch.Tensor) and value.dim() == 2
 
 
-def is_turned(node: fx.Node) -> bool:
-    """Whether the length stands before the batch."""
-    values = node.meta["value"]
-    if not all(isinstance(value, torch.Tensor) and value.dim() > 2 for value in values):
-        return False
-    first, second = ([value.shape[axis] for value in values] for axis in (0, 1))
-    return first != second == [point.batch for point in POINTS]
+def axes(values: Sequence[object]) -> tuple[bool, bool]:
+    """Whether a tensor, at both points, lacks an axis for batch or length; whether the length stands first."""
+    sizes = [tuple(value.shape) for value in values if isinstance(value, torch.Tensor)]
+    if any(len(size) != 3 for size in sizes):
+        return True, False
+    first, second, _ = zip(*sizes, strict=True) if len(set(sizes)) > 1 else ((), (), ())
+    batches = tuple(point.batch for point in POINTS)
+    folded = set(first) == {1} and not any(both % batch for both, batch in zip(second, batches, strict=True))
+    turned = first != second == batches
+    return folded and not turned, turned
 
 
 def parameter_behind(view: View, node: fx.Node) -> fx.Node | None:

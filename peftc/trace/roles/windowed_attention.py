@@ -14,7 +14,7 @@ from peftc.graph.branches import assume, choose, end_of, enter, leave
 from peftc.graph.sites import Windowed
 from peftc.trace.record.feeds import FAILURES
 from peftc.trace.roles.products import over_keys
-from peftc.trace.roles.views import View, is_turned, width_of
+from peftc.trace.roles.views import View, axes, width_of
 from peftc.trace.roles.written_attention import Found, unpassed, weighed_again
 from peftc.trace.tracer.units import TRAINING
 
@@ -42,7 +42,7 @@ def windowed(view: View, found: Found, x: fx.Node) -> Windowed | None:
         return None
     return Windowed(
         query.name, found.softmax.name, weights.name, output.name, query.meta["value"][0].shape[2], width_of(key),
-        width_of(value), is_turned(x),
+        width_of(value), axes(x.meta["value"])[1],
     )  # fmt: skip
 
 

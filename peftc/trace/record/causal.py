@@ -29,8 +29,9 @@ def looking_back(model: nn.Module, observed: Observed, loaded: Loaded) -> LooksB
 
     `loaded` gives the model, or the one in it that was run by itself, with weights.  Where that has fewer layers and
     lacks the path, the same place in its other layers answers; where it has no such place, all of its modules do.
+    Nobody asks it where the traced one reads no ids.
     """
-    answers = cache(lambda root: causal_paths(loaded(root)))
+    answers = cache(lambda root: causal_paths(loaded(root)) if feed(model.get_submodule(root)).ids else {})
 
     def check(path: str) -> bool:
         if observed.continues(model.get_submodule(path)):

@@ -69,6 +69,7 @@ def skeleton(model: nn.Module) -> nn.Module:
 
 def from_config(config: PreTrainedConfig, task: str | None) -> PreTrainedModel:
     """The model that the task's Auto class makes of a config, on the meta device, ties resolved."""
+    config.architectures = config.architectures or []  # an Auto class of several models goes through them
     return _on_meta(lambda: auto_class(task).from_config(config))
 
 

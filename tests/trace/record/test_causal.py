@@ -141,6 +141,16 @@ def test_a_base_without_weights_is_asked_as_one_of_its_kind(kind: str, task: str
     assert {layer.tower for layer in trace_base(spec.base).layers} == {tower}
 
 
+def test_a_base_that_reads_no_ids_is_not_asked() -> None:
+    """With one layer, which is one stage, its head would not fit."""
+    config = "model_type: convnextv2, hidden_sizes: [4, 8, 8, 16], depths: [1, 1, 1, 1], image_size: 32"
+    base = f"{{config: {{{config}}}, task: image-classification}}"
+    spec = loads(f"name: x\nbase: {base}\nmethods: [{{method: bitfit}}]\n")
+    sites = [site for unit in trace_base(spec.base).units for site in unit.sites]
+    assert sites
+    assert not any(site.causal for site in sites)
+
+
 def test_a_cross_attention_looks_back_but_for_what_it_reads_whole() -> None:
     """Its queries are the decoder's, one after the other; its keys and values are the encoder's, all of them there."""
     layers = trace(named("bart")).layers

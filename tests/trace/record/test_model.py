@@ -31,3 +31,10 @@ def test_a_config_that_makes_no_model(settings: dict[str, Any], task: Any, said:
 def test_a_base_without_layers_has_no_sites() -> None:
     config = {"model_type": "bert", "num_hidden_layers": 0, "hidden_size": 32, "num_attention_heads": 4}
     assert trace_base(Base(config=config)).layers == ()
+
+
+def test_a_type_with_several_models_of_one_task() -> None:
+    """Of which a config names one by its architectures; the first where it names none."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 20}
+    trace = trace_base(Base(config={"model_type": "deit", **sizes}, task="image-classification"))
+    assert type(trace.model).__name__ == "DeiTForImageClassification"

@@ -206,13 +206,18 @@ def _candidates(model: nn.Module) -> Iterator[Feed]:
 
 
 def _rarer(usual: Feed) -> Iterator[Feed]:
-    """Ids that a decoder reads too, or is given as many of; ids of as many choices for each example as examples."""
+    """Ids that a decoder reads too, or is given as many of; ids of as many choices for each example as examples.
+
+    What is seen or heard without its mask, as where that covers what a model makes of it.
+    """
     if usual.is_text:
         name = usual.inputs[0].name
         if usual.paired:
             alike = replace(usual, inputs=(_ids(name, paired=False),))
             yield from (replace(alike, paired=False), alike)
         yield replace(usual, inputs=(Input(name, lambda p: (p.batch, p.batch, p.length), "ids", axis=2),))
+    elif usual.mask:
+        yield replace(usual, mask=None)
 
 
 def _covered(sense: Input, names: Collection[str], constants: Mapping[str, Any]) -> Iterator[Feed]:

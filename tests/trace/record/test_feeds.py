@@ -10,7 +10,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    VoxtralRealtimeEncoder,
+    VoxtralRealtimeEncoderConfig,
+)
 
 from peftc import attach
 from peftc.trace import trace_model
@@ -196,6 +201,13 @@ def test_what_is_heard_comes_with_a_mask_of_its_own_always_where_it_must() -> No
     given = needed.made(POINTS[0], torch.device("cpu"), mask=False)
     assert bool((given["input_features_mask"] == 1).all())
     assert given["input_features_mask"].shape == given["input_features"].shape[:2]
+
+
+def test_what_is_heard_comes_without_a_mask_that_covers_what_is_made_of_it() -> None:
+    """Two frames make one position, and the mask is over positions: a run in which nothing is hidden leaves it out."""
+    config: Any = {**SIZES, "head_dim": 8, "num_mel_bins": 8}
+    encoder = VoxtralRealtimeEncoder(VoxtralRealtimeEncoderConfig(**config))
+    assert all("q" in layer.site_names() for layer in trace_model(encoder).layers)
 
 
 class Twice(Refusing):

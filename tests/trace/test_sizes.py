@@ -93,3 +93,15 @@ class PositionsLast(nn.Module):
 
 def test_what_ends_in_positions_has_no_width() -> None:
     assert sites(PositionsLast(), WIDTH).keys() == {"ffn_up", "ffn_down"}
+
+
+class Filled(Block):
+    """Puts a tensor of one number in place of others: on every device but the examples' that may lie on the CPU."""
+
+    def prepared(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        x = x.masked_fill(x < 0, torch.tensor(torch.finfo(x.dtype).eps))
+        return x.masked_fill_(x > 1, torch.tensor(1.0))
+
+
+def test_a_number_in_a_tensor_fills_another() -> None:
+    attached(made(Filled))

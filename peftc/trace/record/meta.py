@@ -23,6 +23,7 @@ from peftc.trace.record.nested import tensors_in
 TENSOR = torch.tensor
 READS = ("item", "__bool__", "__int__", "__float__", "__index__", "__format__")
 DISTINCT = ("unique", "unique_consecutive")
+FILLS = ("masked_fill", "masked_fill_")
 
 LARGEST = 250_000_000  # numbers in a module that is made real to see what it returns
 SKIPS = ("_ignore_causal_mask_sdpa", "_ignore_bidirectional_mask_sdpa")
@@ -51,6 +52,8 @@ def shapes_only() -> Iterator[None]:
         stack.enter_context(patched(masking_utils, "is_torchdynamo_exporting", lambda: True))
         stack.enter_context(patched(moe, "_can_use_grouped_mm", lambda *tensors: False))
         stack.enter_context(patched(PreTrainedModel, "warn_if_padding_and_no_attention_mask", lambda *given: None))
+        for name in FILLS:
+            stack.enter_context(patched(torch.Tensor, name, _filled(getattr(torch.Tensor, name))))
         yield
 
 
@@ -169,6 +172,15 @@ def _item(number: int) -> Any:
         return read(tensor, number if is_number else key)
 
     return reading
+
+
+def _filled(fill: Callable[..., torch.Tensor]) -> Any:
+    """A fill with a tensor of one number, which every other device takes from the CPU."""
+
+    def filling(tensor: torch.Tensor, mask: torch.Tensor, value: Any) -> torch.Tensor:
+        return fill(tensor, mask, value.to("meta") if tensor.is_meta and isinstance(value, torch.Tensor) else value)
+
+    return filling
 
 
 def _distinct(read: Callable[..., Any]) -> Any:

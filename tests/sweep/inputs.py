@@ -156,8 +156,9 @@ def _sounds(model: PreTrainedModel, main: str) -> Iterator[Inputs]:
 
 
 def answer(model: PreTrainedModel, inputs: Inputs, *, grad: bool = False) -> torch.Tensor:
-    """The logits, or the first floating tensor of the output."""
-    with torch.set_grad_enabled(grad):
+    """The logits, or the first floating tensor of the output; what a forward draws is always the same."""
+    with torch.set_grad_enabled(grad), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
         out = model(**inputs)
     floating = (v for v in out.values() if isinstance(v, torch.Tensor) and v.is_floating_point())
     found: torch.Tensor = out["logits"] if "logits" in out else next(floating)

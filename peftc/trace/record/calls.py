@@ -20,6 +20,7 @@ from peftc.trace.record.inputs import Scenario, inputs
 from peftc.trace.record.meta import (
     LARGEST,
     answered,
+    noted,
     nothing_padded,
     numbers,
     patched,
@@ -28,10 +29,12 @@ from peftc.trace.record.meta import (
     values_as,
 )
 from peftc.trace.record.nested import rebuilt, tensors_in
+from peftc.trace.record.numbers import numbered
 from peftc.trace.record.state import unchanged
 from peftc.trace.record.twins import Twins
 
 SDPA = nn.functional.scaled_dot_product_attention
+LOOK_UP = AttentionInterface.get_interface
 REFUSALS = (AssertionError, NotImplementedError, ValueError)
 
 
@@ -93,7 +96,8 @@ def _run(
 ) -> Recording | None:  # fmt: skip
     """One run; a module whose twin has run in it on the same shapes is not run again: it returns what that returned."""
     recording = Recording()
-    with torch.no_grad(), unchanged(model), keeping(model, scenario.cache != "none"):
+    feed(model)  # shows whether the model asks for numbers
+    with torch.no_grad(), unchanged(model), numbered(model), keeping(model, scenario.cache != "none"):
         given = inputs(model, scenario, point, lambda: _watching(Recording(), twins, scenario.mask))
         if given is None:
             return None
@@ -122,10 +126,10 @@ def record_really(model: nn.Module, point: Point) -> Mapping[str, Recorded]:
     """Path -> the call of each module in one run of a copy that has numbers; nothing where that cannot be run."""
     if sum(p.numel() for p in model.parameters()) > LARGEST:
         return {}
-    recording, device, real = Recording(), torch.device("cpu"), real_copy(model, numbers)
+    recording, real = Recording(), real_copy(model, numbers)
     try:
         with torch.no_grad(), _watching(recording, {}, padded=True):
-            real(**whole(model, feed(model), point, device, mask=True))
+            real(**whole(real, feed(model), point, mask=True))
     except FAILURES:
         return {}
     return {path: recording.calls[m] for path, m in real.named_modules() if m in recording.calls}
@@ -146,41 +150,31 @@ def _watching(recording: Recording, twins: Twins, padded: bool, number: int = 0)
             recording.calls[module] = bind(module, _snapshot(args), _snapshot(kwargs))
         stack.append(module)
         try:
-            result = answered(module, args, kwargs, call)
+            result = answered(module, args, kwargs, call) if module in twins else call(module, *args, **kwargs)
         finally:
             stack.pop()
         if like is module and run is not None:
             returned[run] = result
         return result
 
-    def attends(*args: Any, **kwargs: Any) -> Any:
+    def attends(_: Any) -> None:
         recording.attending[stack[-1]] = None
-        return SDPA(*args, **kwargs)
 
-    def weighs(softmax: Callable[..., Any]) -> Callable[..., Any]:
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            weights = softmax(*args, **kwargs)
-            owner = next((m for m in reversed(stack) if any(True for _ in m.children())), None)
-            if owner is not None:
-                (recording.attending if weights.dim() == 4 else recording.weighing)[owner] = None
-            return weights
-
-        return watched
-
-    find = AttentionInterface.get_interface
-
-    def looked_up(*args: Any, **kwargs: Any) -> Any:
-        recording.attending[stack[-1]] = None
-        return find(*args, **kwargs)
+    def weighs(weights: torch.Tensor) -> None:
+        owner = next((m for m in reversed(stack) if any(True for _ in m.children())), None)
+        if owner is not None:
+            (recording.attending if weights.dim() == 4 else recording.weighing)[owner] = None
 
     with ExitStack() as patches:
         for context in (shapes_only(), values_as(number), nullcontext() if padded else nothing_padded()):
             patches.enter_context(context)
         patches.enter_context(patched(nn.Module, "__call__", recorded))
-        patches.enter_context(patched(nn.functional, "scaled_dot_product_attention", attends))
-        patches.enter_context(patched(AttentionInterface, "get_interface", looked_up))
+        patches.enter_context(patched(nn.functional, "scaled_dot_product_attention", noted(SDPA, attends)))
+        patches.enter_context(
+            patched(AttentionInterface, "get_interface", noted(AttentionInterface.get_interface, attends))
+        )
         for place in (nn.functional, torch, torch.Tensor):
-            patches.enter_context(patched(place, "softmax", weighs(place.softmax)))
+            patches.enter_context(patched(place, "softmax", noted(place.softmax, weighs)))
         yield
 
 
@@ -192,13 +186,17 @@ def _is_unit(module: nn.Module) -> bool:
 
 
 def _snapshot(value: Any) -> Any:
-    """Caches as they are now: a later layer's update must not change what was recorded."""
+    """Tensors without their numbers, and caches as they are now: a later layer's update must not change them."""
+    if isinstance(value, torch.Tensor):
+        return value.to("meta")
     if isinstance(value, (tuple, list)):
         return rebuilt(value, map(_snapshot, value))
     if isinstance(value, dict):
         return {k: _snapshot(v) for k, v in value.items()}
-    plain = (torch.Tensor, int, float, str, bool, type(None), nn.Module)
-    return value if isinstance(value, plain) else copy.deepcopy(value)
+    if isinstance(value, (int, float, str, bool, type(None), nn.Module)):
+        return value
+    with patched(torch.Tensor, "__deepcopy__", lambda tensor, memo: tensor.to("meta")):
+        return copy.deepcopy(value)
 
 
 def bind(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Recorded:

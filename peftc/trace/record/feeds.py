@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from peftc.trace.record.meta import shapes_only, values_as
+from peftc.trace.record.numbers import numbered, on_numbers
 from peftc.trace.record.pictures import sees, shapes
 from peftc.trace.record.state import unchanged
 
@@ -106,6 +107,11 @@ def float_dtype(model: nn.Module) -> torch.dtype:
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model runs now."""
+    return next((p.device for p in model.parameters()), torch.device("meta"))
+
+
 def feed(model: nn.Module) -> Feed:
     """The only thing that a model may read, untried; else the first that it answers to, at both points."""
     if model not in _FOUND:
@@ -125,7 +131,10 @@ def reconsidered(model: nn.Module) -> bool:
 
 
 def _answered(model: nn.Module, candidates: list[Feed]) -> Feed:
-    """The only candidate, or the first that the model runs on; what it said to the first where it runs on none."""
+    """The only candidate, or the first that the model runs on; what it said to the first where it runs on none.
+
+    Where it runs on none, it is given numbers.
+    """
     if len(candidates) == 1:
         return candidates[0]
     refusals = []
@@ -137,6 +146,8 @@ def _answered(model: nn.Module, candidates: list[Feed]) -> Feed:
             refusals.append(refusal)
         else:
             return candidate
+    if (reads := on_numbers(model, lambda: _answered(model, candidates), FAILURES)) is not None:
+        return reads
     raise refusals[0]
 
 
@@ -149,13 +160,13 @@ def _runs(model: nn.Module, candidate: Feed) -> bool:
 
 
 def _run(model: nn.Module, candidate: Feed, point: Point, mask: bool) -> None:
-    given = whole(model, candidate, point, next(model.parameters()).device, mask)
-    with torch.no_grad(), shapes_only(), values_as(0), unchanged(model):
-        model(**given)
+    with torch.no_grad(), shapes_only(), values_as(0), unchanged(model), numbered(model):
+        model(**whole(model, candidate, point, mask))
 
 
-def whole(model: nn.Module, reads: Feed, point: Point, device: torch.device, mask: bool) -> dict[str, Any]:
+def whole(model: nn.Module, reads: Feed, point: Point, mask: bool) -> dict[str, Any]:
     """What a model is called with at a point: its feed, and a decoder's own ids."""
+    device = device_of(model)
     own = {DECODER: zeros((point.batch, point.length), torch.long, device)} if reads.paired else {}
     return reads.made(point, device, mask) | own
 

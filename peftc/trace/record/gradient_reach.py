@@ -15,6 +15,7 @@ from peftc.trace.record.feeds import FAILURES, POINTS, feed
 from peftc.trace.record.inputs import SCENARIOS, inputs
 from peftc.trace.record.meta import calls_answered, shapes_only, values_as
 from peftc.trace.record.nested import tensors_in
+from peftc.trace.record.numbers import numbered
 
 
 def reached(model: nn.Module, submodels: Sequence[str] = ()) -> set[nn.Parameter]:
@@ -68,9 +69,9 @@ def _reached(
     """What stands behind the answers to the inputs of a model; of `otherwise` where no way takes them; else all."""
     found = []
     for way in ways:
-        with suppress(*FAILURES):
+        with suppress(*FAILURES), numbered(model) as own:
             if said := list(tensors_in(_answer(model, way))):
-                found.append(set(_behind(said)))
+                found.append({own.get(leaf, leaf) for leaf in _behind(said)})
     if found:
         return set[nn.Parameter]().union(*found)
     return _reached(model, otherwise) if otherwise else set(model.parameters())

@@ -1,4 +1,4 @@
-"""Example inputs for a whole model, on the meta device, from the names of its forward's parameters."""
+"""Example inputs for a whole model, on its device, from the names of its forward's parameters."""
 
 from __future__ import annotations
 
@@ -10,9 +10,19 @@ import torch
 from torch import nn
 
 from peftc.trace.record.caches import Kept, Runner, fill, kept, settings_of, takes_use_cache
-from peftc.trace.record.feeds import POINTS, Feed, Point, feed, float_dtype, is_paired, parameters, whole, zeros
+from peftc.trace.record.feeds import (
+    POINTS,
+    Feed,
+    Point,
+    device_of,
+    feed,
+    float_dtype,
+    is_paired,
+    parameters,
+    whole,
+    zeros,
+)
 
-META = torch.device("meta")
 DECODER_MASK = "decoder_attention_mask"
 _CACHES: WeakKeyDictionary[nn.Module, Kept | None] = WeakKeyDictionary()
 
@@ -96,9 +106,9 @@ def _heard(model: Any, point: Point, scenario: Scenario) -> dict[str, Any]:
     if scenario.alone or not _listens(model):
         return {}
     width = getattr(model.config, "cross_attention_hidden_size", None) or model.config.hidden_size
-    heard = {"encoder_hidden_states": zeros((point.batch, point.source, width), float_dtype(model), META)}
+    heard = {"encoder_hidden_states": zeros((point.batch, point.source, width), float_dtype(model), device_of(model))}
     if scenario.mask and "encoder_attention_mask" in parameters(model):
-        heard["encoder_attention_mask"] = zeros((point.batch, point.source), torch.long, META) + 1
+        heard["encoder_attention_mask"] = zeros((point.batch, point.source), torch.long, device_of(model)) + 1
     return heard
 
 
@@ -111,8 +121,8 @@ def _cache(model: nn.Module, run: Runner) -> Kept | None:
 
 def _given(model: nn.Module, reads: Feed, point: Point, before: int, mask: bool) -> dict[str, Any]:
     """What comes next, and a mask over that and what came before; with an encoder, ids and mask for both."""
-    given = whole(model, reads, point, META, mask)
-    everything = zeros((point.batch, before + point.length), torch.long, META) + 1
+    given = whole(model, reads, point, mask)
+    everything = zeros((point.batch, before + point.length), torch.long, device_of(model)) + 1
     if not reads.paired:
         return given | ({str(reads.mask): everything} if before and mask and reads.mask else {})
     masked = mask and DECODER_MASK in parameters(model)

@@ -109,6 +109,17 @@ def nothing_padded() -> Iterator[None]:
         yield
 
 
+def noted(function: Callable[..., Any], note: Callable[[Any], None]) -> Callable[..., Any]:
+    """A function that tells what it returns."""
+
+    def noting(*args: Any, **kwargs: Any) -> Any:
+        result = function(*args, **kwargs)
+        note(result)
+        return result
+
+    return noting
+
+
 def answered(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], call: Callable[..., Any]) -> Any:
     """What a call of a module returns; where that depends on numbers that are not there, what a real copy returns."""
     try:

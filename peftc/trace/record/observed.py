@@ -16,6 +16,7 @@ from peftc.trace.record.feeds import FAILURES, POINTS, Point, feed, reconsidered
 from peftc.trace.record.inputs import SCENARIOS, Scenario
 from peftc.trace.record.memo import signature
 from peftc.trace.record.nested import tensors_in
+from peftc.trace.record.numbers import on_numbers
 from peftc.trace.record.pictures import USUAL, sees
 from peftc.trace.record.source import said
 from peftc.trace.record.submodels import inner_runs
@@ -102,7 +103,26 @@ def observe(model: nn.Module) -> Observed:
 
 
 def _runs(model: nn.Module, alike: Twins) -> Runs:
-    """The recordings of a model at the example points, in every scenario that it has."""
+    """The recordings of a model at the example points: on numbers where it fails without, or attends to nothing."""
+    try:
+        found = _recordings(model, alike)
+    except PeftcError:
+        if found := on_numbers(model, lambda: _recordings(model, alike), (PeftcError,)) or {}:
+            return found
+        raise
+    if any(map(_is_idle, found.get(SCENARIOS[0], ()))):
+        return on_numbers(model, lambda: _recordings(model, alike), (PeftcError,)) or found
+    return found
+
+
+def _is_idle(recording: Recording) -> bool:
+    """Whether what attends is given nothing: as many positions as a number says that was read as zero."""
+    calls = (recording.calls.get(module) for module in recording.attending)
+    return any(0 in (_shape(call) or ()) for call in calls if call is not None)
+
+
+def _recordings(model: nn.Module, alike: Twins) -> dict[Scenario, tuple[Recording, ...]]:
+    """In every scenario that it has."""
     recordings = {}
     points, pair = _examples(model, alike)
     for scenario in SCENARIOS:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from peftc.graph.branches import assume
+from peftc.trace import trace_model
 from tests.trace.nets import WIDTH, Block, attached, made
 from tests.trace.seen import seen, sites
 
@@ -103,5 +104,16 @@ class Filled(Block):
         return x.masked_fill_(x > 1, torch.tensor(1.0))
 
 
-def test_a_number_in_a_tensor_fills_another() -> None:
-    attached(made(Filled))
+class Limited(Block):
+    """Puts what a dtype says as a number of Python's own in place of others."""
+
+    def prepared(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        least = float(torch.finfo(x.dtype).eps)
+        return x.masked_fill(x < 0, least)
+
+
+@pytest.mark.parametrize("kind", [Filled, Limited])
+def test_a_number_that_fills_a_tensor_is_that_of_its_dtype(kind: type[Block]) -> None:
+    attached(made(kind))
+    block = next(unit for unit in trace_model(made(kind)).units if unit.name == kind.__name__)
+    assert [n.args[2].op for n in block.graph.nodes if n.target == "masked_fill"] == ["call_function"]

@@ -58,6 +58,7 @@ class Tracer(fx.proxy.TracerBase):
         self.remembered, self.known = remembered or Remembered(), known or Known()
         self.paths = {module: path for path, module in unit.named_modules()}
         self.kept: set[str] = set()
+        self.limits: dict[float, Value] = {}
         self.live = Live()
         self.paused = 0
         self.module_stack = OrderedDict()
@@ -94,14 +95,14 @@ class Tracer(fx.proxy.TracerBase):
         node = self.graph.placeholder(argument.name)
         key = ("placeholder", argument.name)
         points = tuple(not point for point in argument.points or ()) if key in self.against else argument.points
-        node.meta.update(value=points, key=key, scope=())
+        node.meta.update(value=points, key=key, scope=(), names=[argument.name])
         self.live.note(node)
-        node.meta["names"] = [argument.name]
         return Value(node, self)
 
     # -- nodes ---------------------------------------------------------------------------------------------------
 
     def create_arg(self, a: Any) -> Any:
+        a = self.limits.get(a, a) if type(a) is float else a
         if type(a) is Value:
             return a.node
         if isinstance(a, nn.Module):
@@ -116,9 +117,7 @@ class Tracer(fx.proxy.TracerBase):
             return slice(self.create_arg(a.start), self.create_arg(a.stop), self.create_arg(a.step))
         if callable(a):
             return getattr(a, "leaf_of", a)
-        if isinstance(a, LITERALS):
-            return a
-        return fail(f"an argument of type {type(a).__name__}")
+        return a if isinstance(a, LITERALS) else fail(f"an argument of type {type(a).__name__}")
 
     def create_proxy(
         self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *rest: Any, **more: Any

@@ -22,6 +22,7 @@ EXTRA = "**"  # the key under which the unit's own **kwargs travel through a cal
 Point = Any
 Answer = TypeVar("Answer")
 EMPTY: Mapping[fx.Node, Any] = MappingProxyType({})
+FINFO = torch.finfo  # another function stands for it while a unit is traced
 PLAIN = (torch.Tensor, int, float, str, bool, type(None), torch.dtype, torch.device, torch.finfo, torch.iinfo)
 
 
@@ -93,7 +94,12 @@ class Value(fx.Proxy):
         return int(self.tracer.agreed(self, list(self.points)))
 
     def __float__(self) -> float:
-        return float(self.tracer.agreed(self, list(self.points)))
+        """The number that both examples have; one that a dtype gives stands for what gives it, wherever it is used."""
+        number = float(self.tracer.agreed(self, list(self.points)))
+        source = self.node.args[0] if self.node.target is getattr else None
+        if isinstance(source, fx.Node) and isinstance(source.meta["value"][0], FINFO):
+            self.tracer.limits[number] = self
+        return number
 
     def __getattr__(self, name: str) -> Any:
         return self.tracer.create_proxy("call_function", getattr, (self, name), {})
@@ -141,6 +147,8 @@ class Value(fx.Proxy):
 
 class Deciding(Protocol):
     """What a value asks of its tracer."""
+
+    limits: dict[float, Value]
 
     def create_proxy(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...
 

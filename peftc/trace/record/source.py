@@ -34,8 +34,9 @@ def said(error: BaseException) -> str:
 
 
 def raised(error: BaseException, own: Callable[[CodeType], bool]) -> str:
-    """An error's words, and the innermost line of a model's `own` code that it passed."""
-    what = f"{type(error).__name__}: {said(error)}"
+    """An error's words, or that it wants numbers, which are not there; the innermost line of `own` code it passed."""
+    reads = isinstance(error, RuntimeError) and ("meta tensor" in str(error) or "register_meta" in str(error))
+    what = "it reads numbers out of a tensor" if reads else f"{type(error).__name__}: {said(error)}"
     places = [f"line {line}, in {f.f_code.co_qualname}" for f, line in walk_tb(error.__traceback__) if own(f.f_code)]
     return f"{what} ({places[-1]})" if places else what
 

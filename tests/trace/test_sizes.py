@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import pytest
@@ -105,11 +106,11 @@ class Filled(Block):
 
 
 class Limited(Block):
-    """Puts what a dtype says as a number of Python's own in place of others."""
+    """Puts what a dtype says as a number of Python's own in place of others; one that it wrote itself is its own."""
 
     def prepared(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        least = float(torch.finfo(x.dtype).eps)
-        return x.masked_fill(x < 0, least)
+        least = float(torch.finfo(x.dtype).resolution)
+        return x.masked_fill(x < 0, least) + float("1e-6")
 
 
 @pytest.mark.parametrize("kind", [Filled, Limited])
@@ -117,3 +118,4 @@ def test_a_number_that_fills_a_tensor_is_that_of_its_dtype(kind: type[Block]) ->
     attached(made(kind))
     block = next(unit for unit in trace_model(made(kind)).units if unit.name == kind.__name__)
     assert [n.args[2].op for n in block.graph.nodes if n.target == "masked_fill"] == ["call_function"]
+    assert 1e-6 in [n.args[1] for n in block.graph.nodes if n.target is operator.add] or kind is Filled

@@ -170,9 +170,7 @@ def _watching(recording: Recording, twins: Twins, padded: bool, number: int = 0)
             patches.enter_context(context)
         patches.enter_context(patched(nn.Module, "__call__", recorded))
         patches.enter_context(patched(nn.functional, "scaled_dot_product_attention", noted(SDPA, attends)))
-        patches.enter_context(
-            patched(AttentionInterface, "get_interface", noted(AttentionInterface.get_interface, attends))
-        )
+        patches.enter_context(patched(AttentionInterface, "get_interface", noted(LOOK_UP, attends)))
         for place in (nn.functional, torch, torch.Tensor):
             patches.enter_context(patched(place, "softmax", noted(place.softmax, weighs)))
         yield

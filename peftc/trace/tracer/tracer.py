@@ -58,7 +58,7 @@ class Tracer(fx.proxy.TracerBase):
         self.remembered, self.known = remembered or Remembered(), known or Known()
         self.paths = {module: path for path, module in unit.named_modules()}
         self.kept: set[str] = set()
-        self.limits: dict[float, Value] = {}
+        self.limits: list[tuple[float, Value]] = []
         self.live = Live()
         self.paused = 0
         self.module_stack = OrderedDict()
@@ -102,7 +102,7 @@ class Tracer(fx.proxy.TracerBase):
     # -- nodes ---------------------------------------------------------------------------------------------------
 
     def create_arg(self, a: Any) -> Any:
-        a = self.limits.get(a, a) if type(a) is float else a
+        a = next((value for number, value in self.limits if number is a), a)
         if type(a) is Value:
             return a.node
         if isinstance(a, nn.Module):

@@ -94,11 +94,11 @@ class Value(fx.Proxy):
         return int(self.tracer.agreed(self, list(self.points)))
 
     def __float__(self) -> float:
-        """The number that both examples have; one that a dtype gives stands for what gives it, wherever it is used."""
+        """The number that both examples have; one that a dtype gives stands for what gives it, wherever it goes."""
         number = float(self.tracer.agreed(self, list(self.points)))
         source = self.node.args[0] if self.node.target is getattr else None
         if isinstance(source, fx.Node) and isinstance(source.meta["value"][0], FINFO):
-            self.tracer.limits[number] = self
+            self.tracer.limits.append((number, self))
         return number
 
     def __getattr__(self, name: str) -> Any:
@@ -148,7 +148,7 @@ class Value(fx.Proxy):
 class Deciding(Protocol):
     """What a value asks of its tracer."""
 
-    limits: dict[float, Value]
+    limits: list[tuple[float, Value]]
 
     def create_proxy(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...
 

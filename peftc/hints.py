@@ -44,7 +44,9 @@ def instead(name: str, layer: Layer, method: Method, trace: Trace) -> Iterator[s
     places = (path for path in _modules(method, trace) if path not in sites)
     if globs := _shown(f'"*.{own}"' for own in _below(places, layer)):
         yield f"its other linear maps go by modules: {globs}"
-    if bare := _shown(_below((n for n, p in trace.parameters.items() if _is_bare(n, p, trace)), layer)):
+    if bare := _shown(
+        _below((n for n, p in trace.parameters.items() if n not in sites and _is_bare(n, p, trace)), layer)
+    ):
         yield f"parameters used without a module of their own, where nothing can stand: {bare}"
 
 

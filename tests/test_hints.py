@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
 from peftc.errors import PeftcError
 from peftc.hints import glob_of, nearest_module, place_in
@@ -54,19 +54,8 @@ class Bare(Block):
         del self.attention
 
     def attention(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        q, k, v = (part.unflatten(-1, (2, 4)).transpose(1, 2) for part in linear(x, self.all).chunk(3, -1))
+        q, k, v = (part.unflatten(-1, (2, 4)).transpose(1, 2) for part in (x @ self.all.T).chunk(3, -1))
         result: torch.Tensor = self.out(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-        return result
-
-
-class Torchs(Block):
-    def __init__(self) -> None:
-        super().__init__()
-        self.torchs = nn.MultiheadAttention(WIDTH, 2, batch_first=True)
-        del self.attention
-
-    def attention(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        result: torch.Tensor = self.torchs(x, x, x, need_weights=False)[0]
         return result
 
 
@@ -91,7 +80,6 @@ BARE = "parameters used without a module of their own, where nothing can stand"
     ("kind", "message", "hint"),
     [
         (Bare, "Bare has no site 'q'", f'its other linear maps go by modules: "*.out"; {BARE}: all'),
-        (Torchs, "Torchs has no site 'q'", f"{BARE}: torchs.in_proj_weight"),
         (
             Divided,
             "no attention was found in Divided: it has no site 'q'",

@@ -33,7 +33,7 @@ BINARY: dict[Any, tuple[str, int]] = {
     operator.imul: ("*", 6), operator.truediv: ("/", 6), operator.floordiv: ("//", 6), operator.mod: ("%", 6),
     operator.matmul: ("@", 6), operator.pow: ("**", 8), operator.and_: ("&", 4), operator.or_: ("|", 2),
     operator.eq: ("==", 1), operator.ne: ("!=", 1), operator.lt: ("<", 1), operator.le: ("<=", 1),
-    operator.gt: (">", 1), operator.ge: (">=", 1), operator.is_not: ("is not", 1),
+    operator.gt: (">", 1), operator.ge: (">=", 1), operator.is_: ("is", 1), operator.is_not: ("is not", 1),
 }  # fmt: skip
 UNARY: dict[Any, tuple[str, int]] = {operator.neg: ("-", 7), operator.invert: ("~", 7), operator.not_: ("not ", 0)}
 OPERATORS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)  # str() of one is its path below torch.ops

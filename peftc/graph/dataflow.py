@@ -66,6 +66,12 @@ def tensors(node: fx.Node) -> list[fx.Node]:
     return [n for n in node.all_input_nodes if holds_tensor(n)]
 
 
+def product_of(node: fx.Node) -> fx.Node:
+    """A product; of one in each of two branches, that to which less is added."""
+    sides = [n for n in node.args[1:] if isinstance(n, fx.Node)] if node.target is choose else [node]
+    return min(sides, key=lambda side: len(tensors(side)))
+
+
 def example(value: Any) -> Any:
     """What a node gave in the first example call, None where that is not known; any other value is itself."""
     return value.meta.get("value", (None,))[0] if isinstance(value, fx.Node) else value

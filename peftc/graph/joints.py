@@ -116,7 +116,7 @@ def _instead(edit: Editor, reader: fx.Node, old: fx.Node, new: fx.Node, name: st
 
 def _scores(edit: Editor, written: Written, table: fx.Node, gate: fx.Node | None) -> fx.Node:
     """The scores of the learnt keys, as the softmax reads them."""
-    product = edit.node(written.scores)
+    product = dataflow.product_of(edit.node(written.scores))
     *added, query, key = dataflow.tensors(product)
     if written.key_order == TURNED:
         states = query if _alike(query, key) else edit.insert("call_method", "transpose", (key, -1, -2))
@@ -131,7 +131,8 @@ def _scores(edit: Editor, written: Written, table: fx.Node, gate: fx.Node | None
         assert source is not None
         keys = edit.again(scale, {source: keys})
     nothing = {bias: edit.insert("call_method", "new_zeros", (bias, 1)) for bias in added}
-    copies = {product.name: edit.again(product, {key: keys, **nothing})}
+    again = edit.again if product.name == written.scores else edit.copied
+    copies = {written.scores: again(product, {key: keys, **nothing})}
     for step in written.copied:
         node = edit.node(step.node)
         instead = {edit.node(read): copies[image] for read, image in step.reads}

@@ -18,6 +18,7 @@ class Projection:
     the map is not fused, or no node does).  `rows` are the part's rows of W in the order of its features, None all.
     Where `output` is not (batch, length, outputs), it is that with the features unflattened to `dims` and all axes
     permuted by `order`: the heads of an interleaved projection; `ones` are axes of one entry that it does not have.
+    `bare`: no module has W alone, and `module` names the parameter that it is, or is a part of.
     `flat`: batch and length are not known to be two axes; `turned`: the length stands first.  `again`: the nodes
     that call the module beside `node`.
     """
@@ -33,6 +34,7 @@ class Projection:
     order: tuple[int, ...] = ()
     ones: tuple[int, ...] = ()
     bias: bool = False
+    bare: bool = False
     flat: bool = False
     turned: bool = False
     causal: bool = False
@@ -46,8 +48,8 @@ class Projection:
 
     @property
     def label(self) -> str:
-        """A name for attributes: the module's own where it is whole, the part's name where it is fused."""
-        name = self.module.rsplit(".", 1)[-1] if self.rows is None else self.name
+        """A name for attributes: the module's own where it is whole, the part's name where it is fused or bare."""
+        name = self.name if self.bare or self.rows is not None else self.module.rsplit(".", 1)[-1]
         return name.replace(".", "_") or self.name.rsplit(".", 1)[-1]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Hashable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,7 @@ class Recordings:
         """
         points = {str(n.target): n.meta["value"] for n in traced.nodes if n.op == "placeholder" and "value" in n.meta}
         flat = {name for name, (one, other) in points.items() if _is_per_position(one, other)}
+        again = {str(n.args[0]) for n in traced.nodes if n.target is operator.is_}
         told, known = set[Hashable](), set[frozenset[str]]()
         for position, one in enumerate(of_a_kind(module, self.twins)):
             found = {pair: recording.calls[one] for pair, recording in self.found.items() if one in recording.calls}
@@ -49,14 +51,25 @@ class Recordings:
                 told.add(same)
                 other = next((c for (s, p), c in found.items() if s == scenario and p != point), call)
                 further = ", another of its kind" if position else ""
-                yield f"{point.batch} x {point.length}, {scenario}{further}", _told(call, other, flat)
+                yield f"{point.batch} x {point.length}, {scenario}{further}", _told(call, other, flat, again)
 
 
-def _told(call: Recorded, other: Recorded, flat: Set[str]) -> Recorded:
-    """A call, marked where it has no features, as the same at another size tells, or these names do."""
+def _told(call: Recorded, other: Recorded, flat: Set[str], again: Set[str]) -> Recorded:
+    """A call, marked where it has no features, as the same at another size tells, or `flat` does.
+
+    `again` are the parameters of which the forward asks whether they are a tensor that it was given already.
+    """
     named, extra = _marked(dict(call.named), dict(other.named)), _marked(dict(call.extra), dict(other.extra))
     named |= {n: PerPosition(t.shape) for n in flat if isinstance(t := named.get(n), torch.Tensor)}
+    named |= {n: Again(t) for n in again if isinstance(t := named.get(n), torch.Tensor)}
     return Recorded(named, extra)
+
+
+@dataclass(frozen=True)
+class Again:
+    """A tensor that was given under another name already: filled, it is the very same one."""
+
+    tensor: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -106,7 +119,10 @@ class Filler:
 
     def __call__(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
-            return self._tensor(value)
+            self.objects[id(value)] = filled = self._tensor(value)
+            return filled
+        if isinstance(value, Again):
+            return self.objects[id(value.tensor)]
         if isinstance(value, PerPosition):
             return self._seen(value.shape).to(self.dtype)
         if isinstance(value, (tuple, list)):

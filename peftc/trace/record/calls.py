@@ -163,7 +163,7 @@ def _watching(recording: Recording, twins: Twins, padded: bool, number: int = 0)
     def weighs(weights: torch.Tensor) -> None:
         owner = next((m for m in reversed(stack) if any(True for _ in m.children())), None)
         if owner is not None:
-            (recording.attending if weights.dim() == 4 else recording.weighing)[owner] = None
+            (recording.attending if _has_heads(weights, owner) else recording.weighing)[owner] = None
 
     with ExitStack() as patches:
         for context in (shapes_only(), values_as(number), nullcontext() if padded else nothing_padded()):
@@ -174,6 +174,11 @@ def _watching(recording: Recording, twins: Twins, padded: bool, number: int = 0)
         for place in (nn.functional, torch, torch.Tensor):
             patches.enter_context(patched(place, "softmax", noted(place.softmax, weighs)))
         yield
+
+
+def _has_heads(weights: torch.Tensor, owner: nn.Module) -> bool:
+    """Whether weights show that their module attends: torch's own has batch and heads in one axis."""
+    return weights.dim() == 4 or isinstance(owner, nn.MultiheadAttention)
 
 
 def _is_unit(module: nn.Module) -> bool:

@@ -6,15 +6,18 @@ import torch
 from torch import fx, nn
 
 from peftc.graph import dataflow
+from peftc.graph.branches import choose
 from peftc.trace.roles.views import View
 
 PRODUCTS = frozenset({"matmul", "bmm", "baddbmm", "einsum", "__matmul__"})
 
 
 def is_product(view: View, node: fx.Node) -> bool:
-    """A matrix product, by a function or by a module that does nothing else."""
+    """A matrix product, by a function or by a module that does nothing else; or one in each of two branches."""
     if node.op == "call_module":
         return _multiplies(view, node)
+    if node.target is choose:
+        return all(isinstance(a, fx.Node) and a.target is not choose and is_product(view, a) for a in node.args[1:])
     return dataflow.name_of(node) in PRODUCTS
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +12,17 @@ from peftc.graph import dataflow
 from peftc.graph.sites import Projection
 from peftc.trace.record.feeds import POINTS
 from peftc.trace.tracer.values import fail
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """The matrix of a linear map and the module that has it; `bare`: the parameter that it is, or is a part of."""
+
+    module: str
+    inputs: int
+    outputs: int
+    bias: bool
+    bare: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,8 +60,16 @@ class View:
 
     def size(self, node: fx.Node) -> int:
         """How many numbers a linear map's matrix has; 0 for anything else."""
+        found = self.matrix(node)
+        return found.inputs * found.outputs if found else 0
+
+    def matrix(self, node: fx.Node) -> Matrix | None:
+        """What a linear map multiplies by: a module's matrix where it calls one, or one that is handed to `linear`."""
         module = self.called(node)
-        return math.prod(linear_shape(module, node) or (0,)) if module is not None else 0
+        if module is None:
+            return _handed(self.module, node)
+        sizes = linear_shape(module, node)
+        return Matrix(str(node.target), *sizes, getattr(module, "bias", None) is not None) if sizes else None
 
 
 def linear_shape(module: nn.Module, node: fx.Node) -> tuple[int, int] | None:
@@ -72,6 +90,22 @@ def linear_shape(module: nn.Module, node: fx.Node) -> tuple[int, int] | None:
     return sizes if tuple(sorted(weight.shape)) == tuple(sorted(sizes)) else None
 
 
+def _handed(unit: nn.Module, node: fx.Node) -> Matrix | None:
+    """The matrix of a call of `linear`, where it is a parameter of two axes or some of its rows."""
+    if node.op != "call_function" or node.target is not nn.functional.linear:
+        return None
+    weight = whole = node.kwargs.get("weight", *node.args[1:2])
+    while isinstance(whole, fx.Node) and dataflow.is_move(whole) and len(whole.all_input_nodes) == 1:
+        whole = whole.args[0]
+    if not isinstance(whole, fx.Node) or whole.op != "get_attr" or whole.meta["value"][0].dim() != 2:
+        return None
+    owner, _, name = str(whole.target).rpartition(".")
+    sizes = (read_width(node), width_of(node))
+    if whole is weight and name == "weight" and owner:
+        return Matrix(owner, *sizes, getattr(unit.get_submodule(owner), "bias", None) is not None)
+    return Matrix(str(whole.target), *sizes, False, bare=True)
+
+
 def in_one_list(module: nn.Module, one: str, other: str) -> bool:
     """Whether two paths differ in their place in one list of modules alone."""
     parts, others = one.split("."), other.split(".")
@@ -83,21 +117,19 @@ def in_one_list(module: nn.Module, one: str, other: str) -> bool:
 
 def projection(view: View, node: fx.Node, way: list[fx.Node]) -> Projection:
     """A linear, or the part of it whose features arrive at the end of a way that starts at it."""
-    module = view.called(node)
-    assert module is not None
-    sizes = linear_shape(module, node)
-    assert sizes is not None
-    held = dataflow.features(way, sizes[1])
+    matrix = view.matrix(node)
+    assert matrix is not None
+    held = dataflow.features(way, matrix.outputs)
     if held is None:
         fail(f"what {node} makes arrives in one axis with examples or positions, or changed")
-    whole = len(held.rows) == sizes[1]
+    whole = len(held.rows) == matrix.outputs
     flat, turned = axes(node.meta["value"])
-    again = (n.name for n in view.graph.nodes if n is not node and (n.op, n.target) == (node.op, node.target))
+    again = () if matrix.bare else (n.name for n in view.linears() if n is not node and view.matrix(n) == matrix)
     return Projection(
-        name="", module=str(node.target), node=node.name, output=node.name if whole else held.node.name,
-        inputs=sizes[0], outputs=len(held.rows), rows=None if whole else held.rows,
+        name="", module=matrix.module, node=node.name, output=node.name if whole else held.node.name,
+        inputs=matrix.inputs, outputs=len(held.rows), rows=None if whole else held.rows,
         dims=() if whole else held.dims, order=() if whole else held.order, ones=() if whole else held.ones,
-        bias=getattr(module, "bias", None) is not None, flat=flat, turned=turned, again=tuple(again),
+        bias=matrix.bias, bare=matrix.bare, flat=flat, turned=turned, again=tuple(again),
     )  # fmt: skip
 
 
@@ -123,6 +155,13 @@ def find(graph: fx.Graph, name: str) -> fx.Node:
 
 def width_of(node: fx.Node) -> int:
     return int(node.meta["value"][0].shape[-1])
+
+
+def read_width(node: fx.Node) -> int:
+    """The width of what a call of `linear` maps."""
+    x = node.kwargs.get("input", *node.args[:1])
+    assert isinstance(x, fx.Node)
+    return width_of(x)
 
 
 def has_features(node: fx.Node) -> bool:

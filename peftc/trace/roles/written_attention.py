@@ -48,7 +48,8 @@ def attentions(view: View) -> Iterator[Found]:
         if len(sums) != 1:
             continue
         weights, *value = dataflow.tensors(sums[0])[-2:]
-        factors = [(scores, *dataflow.tensors(scores)[-2:]) for scores in dataflow.upstream(view.flow, node, product)]
+        before = [(p, dataflow.product_of(p)) for p in dataflow.upstream(view.flow, node, product)]
+        factors = [(scores, *dataflow.tensors(plain)[-2:]) for scores, plain in before]
         own = [f for f in factors if len(f) == 3 and value and (len(factors) == 1 or _one_input(view, *f[1:], *value))]
         if len(own) == 1 and weights in dataflow.reached(view.flow, node):
             scores, query, key = own[0]
@@ -245,10 +246,15 @@ def unpassed(view: View, node: fx.Node, weights: set[fx.Node]) -> str | None:
     others = [n for n in dataflow.tensors(node) if n not in weights and dataflow.name_of(node) != "type_as"]
     scales = dataflow.name_of(node) in SCALING and not any(_per_key(n, node) for n in others)
     moves = dataflow.is_move(node) and (_is_item(node) or _keeps_last(node))
-    passes = _is_plain(view, node) or scales or moves or _filling(node, weights) is not None
+    passes = _is_plain(view, node) or scales or moves or _averages(node) or _filling(node, weights) is not None
     if node.target is choose or not dataflow.holds_tensor(node) or passes:
         return None
     return f"its weights pass {dataflow.name_of(node)}"
+
+
+def _averages(node: fx.Node) -> bool:
+    """Whether a node takes the mean of all heads."""
+    return dataflow.name_of(node) == "mean" and node.kwargs.get("dim", *node.args[1:2]) == 1
 
 
 def _masks(node: fx.Node, weights: set[fx.Node]) -> bool:

@@ -17,13 +17,14 @@ from peftc.graph.branches import Size
 from peftc.trace.tracer.values import Value
 
 OWN = tuple(f"{folder}/" for folder in (Path(torch.__file__).parent, Path(__file__).parents[1]))
+STANDS_FOR_TORCHS = str(Path(__file__).with_name("torchs_attention.py"))
 NO_RESULT = ("UNPACK", "STORE", "LOAD_FAST", "FOR_ITER")  # what is stored behind one is no new value, or one of several
 Position = tuple[int | None, int | None, int | None, int | None]
 
 
 def is_user(code: CodeType) -> bool:
     """Whether a frame runs a model's code, not torch's or peftc's."""
-    return not code.co_filename.startswith(OWN)
+    return code.co_filename == STANDS_FOR_TORCHS or not code.co_filename.startswith(OWN)
 
 
 def caller(frame: FrameType) -> FrameType:

@@ -199,8 +199,9 @@ class _Merger:
         meta = source.meta if isinstance(source, fx.Node) else {}
         guard = self._shared_guard(a, b)
         names = [] if isinstance(a, bool) or isinstance(b, bool) else list(meta.get("names", ()))
-        node.meta.update(key=("choose", str(self.condition)), names=names, guard=guard, scope=())
-        node.meta["value"] = meta.get("value", (a, a))
+        value = meta.get("value", (a, a))
+        key = ("choose", str(self.condition), isinstance(value[0], torch.Tensor))
+        node.meta.update(key=key, names=names, guard=guard, scope=(), value=value)
         return node
 
     def _makes(self, choice: Any, side: bool, value: Any) -> bool:

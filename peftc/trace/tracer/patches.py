@@ -19,6 +19,7 @@ from transformers.modeling_utils import AttentionInterface
 from peftc.graph.branches import Lifted, LiftedStr, attribute, lifted, lookup
 from peftc.graph.sites import dotted
 from peftc.trace.record.meta import SingleNumbers, answered, patched, shapes_only
+from peftc.trace.tracer import torchs_attention
 from peftc.trace.tracer.builtin_functions import flat, on_proxies
 from peftc.trace.tracer.frames import is_user
 from peftc.trace.tracer.tracer import Tracer
@@ -79,6 +80,8 @@ def installed() -> Iterator[Session]:
         stack.enter_context(patched(AttentionInterface, "get_interface", _get_interface(session)))
         stack.enter_context(patched(torch.autograd.Function, "apply", classmethod(_function_apply(session))))
         stack.enter_context(patched(math, "sqrt", _root(math.sqrt)))
+        for owner, name, own in torchs_attention.REPLACED:
+            stack.enter_context(patched(owner, name, torchs_attention.on_proxies(getattr(owner, name), own)))
         for name in (*UNDISPATCHED, *CRASHING):
             stack.enter_context(patched(torch, name, _factory(session, getattr(torch, name))))
         yield session

@@ -1,0 +1,114 @@
+"""nn.MultiheadAttention, whose projections are rows of one parameter, against torch's own code with other numbers."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import peftc
+from peftc.errors import PeftcError
+from tests.laws import perturbed, spec
+from tests.trace.nets import IDS, WIDTH
+
+REAL = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+
+
+class Attending(nn.Module):
+    """A residual attention of torch's, called as `options` say, and a feed-forward."""
+
+    def __init__(self, options: dict[str, Any], **given: Any) -> None:
+        super().__init__()
+        self.attention, self.options = nn.MultiheadAttention(WIDTH, 2, dropout=0.1, **given), options
+        self.up, self.down = nn.Linear(WIDTH, 12), nn.Linear(12, WIDTH)
+
+    def forward(self, x: torch.Tensor, padding: torch.Tensor | None = None) -> torch.Tensor:
+        x = x + self.attention(x, x, x, key_padding_mask=padding, **self.options)[0]
+        result: torch.Tensor = x + self.down(torch.relu(self.up(x)))
+        return result
+
+
+class Stack(nn.Module):
+    def __init__(self, options: dict[str, Any], **given: Any) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(11, WIDTH)
+        self.blocks = nn.ModuleList(Attending(options, **given) for _ in range(2))
+
+    def forward(self, ids: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
+        x: torch.Tensor = self.embedding(ids)
+        for block in self.blocks:
+            x = block(x, None if real is None else real == 0)
+        return x
+
+
+def stack(weights: bool, **given: Any) -> Stack:
+    torch.manual_seed(0)
+    base = Stack({"need_weights": weights}, batch_first=True, **given).eval()
+    for block in base.blocks:
+        assert isinstance(block, Attending)
+        if block.attention.in_proj_bias is not None:
+            nn.init.normal_(block.attention.in_proj_bias)
+    return base
+
+
+def changed(base: nn.Module, *entries: dict[str, Any]) -> Any:
+    return perturbed(peftc.attach(copy.deepcopy(base), spec([*entries])))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("weights", [True, False])
+@pytest.mark.parametrize("real", [None, REAL])
+def test_parts_are_rows_of_its_parameter(weights: bool, bias: bool, real: torch.Tensor | None) -> None:
+    """LoRA on q, v and o and scales of k and v, against torch's own attention on matrices that hold them."""
+    base = stack(weights, bias=bias)
+    lora = {"method": "lora", "at": ["q", "v", "o"], "rank": 2, "alpha": 4}
+    model = changed(base, lora, {"method": "ia3", "at": ["k", "v"]})
+    by_hand = copy.deepcopy(base)
+    with torch.no_grad():
+        for theirs, block in zip(by_hand.blocks, model.blocks, strict=True):
+            assert isinstance(theirs, Attending)
+            held, own = theirs.attention, block.attention
+            query, key, value = held.in_proj_weight.chunk(3)
+            query += 2 * own.q_lora.B @ own.q_lora.A
+            value += 2 * own.v_lora.B @ own.v_lora.A
+            held.out_proj.weight += 2 * own.out_proj_lora.B @ own.out_proj_lora.A
+            key *= own.k_ia3.l[:, None]
+            value *= own.v_ia3.l[:, None]
+            if bias:
+                _, key_bias, value_bias = held.in_proj_bias.chunk(3)
+                key_bias *= own.k_ia3.l
+                value_bias *= own.v_ia3.l
+    torch.testing.assert_close(model(IDS, real), by_hand(IDS, real))
+    assert not torch.allclose(model(IDS, real), base(IDS, real))
+
+
+@pytest.mark.parametrize("weights", [True, False])
+def test_learnt_keys_come_first(weights: bool) -> None:
+    """A prefix, against the equation on the first block's own states."""
+    base = stack(weights)
+    model = changed(base, {"method": "prefix", "length": 3})
+    x, block = base.embedding(IDS), base.blocks[0]
+    assert isinstance(block, Attending)
+    own = block.attention
+    q, k, v = nn.functional.linear(x, own.in_proj_weight, own.in_proj_bias).chunk(3, -1)
+    learnt = (t.expand(2, -1, -1) for t in _tables(model))
+    k, v = (torch.cat((p, t), 1) for p, t in zip(learnt, (k, v), strict=True))
+    q, k, v = (t.unflatten(-1, (2, WIDTH // 2)).transpose(1, 2) for t in (q, k, v))
+    mixed = (q @ k.transpose(-1, -2) / (WIDTH // 2) ** 0.5).softmax(-1) @ v
+    wanted = own.out_proj(mixed.transpose(1, 2).flatten(2))
+    states = model.embedding(IDS)
+    found, _ = model.blocks[0].attention(states, states, states, need_weights=weights)
+    torch.testing.assert_close(found, wanted)
+
+
+def _tables(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    prefix = model.blocks[0].attention.attention_prefix
+    return prefix.key, prefix.value
+
+
+def test_a_mask_of_what_is_padding_is_no_mask_of_what_is_real() -> None:
+    with pytest.raises(PeftcError, match="none is known to reach q"):
+        peftc.attach(stack(False), spec([{"method": "lora", "at": "q", "gate": "masked"}]))

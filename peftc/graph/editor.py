@@ -98,7 +98,10 @@ class Editor:
         return self._insert("call_function", getattr(modules, function), args, options)
 
     def gate(self, on: fx.Node) -> fx.Node | None:
-        """The placement's gate, computed once from the x of the first placement that it scales; None without a gate."""
+        """The placement's gate, computed once from the x of the first placement that it scales; None without a gate.
+
+        It is (batch, ...) for an attention, and lies as what it scales does everywhere else.
+        """
         if self._gating is None:
             return None
         name, member = self._gating.name, self._gating.member
@@ -109,7 +112,8 @@ class Editor:
             part = self._follow(gate, "call_function", getitem, (gate, member))
             part.meta.update(name=f"{self._label}_gate", names=[f"{self._name}_gate"])
             self._gates[f"{name}.{member}"] = part
-        return self._gates[name if member is None else f"{name}.{member}"]
+        gate = self._gates[name if member is None else f"{name}.{member}"]
+        return gate if isinstance(self._site, Attention) else self._turned(self._gating, gate)
 
     def gated(self, delta: fx.Node, on: fx.Node) -> fx.Node:
         """The delta times the placement's gate, whose x is `on`; the delta itself without a gate."""
@@ -135,13 +139,14 @@ class Editor:
             back = tuple(site.order.index(axis) for axis in range(len(site.order)))
             x = joints.permuted(self, x, back)
             x = self._insert("call_method", "flatten", (x, -len(site.dims)))
-        self._change(site, SCALE, self._shaped(site, self.call(call, *_present(x, gate)), self._at_level(site, SCALE)))
+        made = self.call(call, *((x, gate) if gate else (x,)))
+        self._change(site, SCALE, self._shaped(site, made, self._at_level(site, SCALE)))
 
     def scale_input(self, site: Projection, call: ModuleCall, gate: fx.Node | None) -> None:
         """x of the projection through a module that keeps its shape: for the projection and all that attached to it."""
         x = self.input(site)
         self.additions[self._name] = call
-        scaled = self._follow(x, "call_module", self._name, _present(x, gate))
+        scaled = self._follow(x, "call_module", self._name, (x, gate) if gate else (x,))
         readers = ({self.node(site.node)} | self._owned.get(site.node, set())) - set(_ancestors(scaled, x))
         x.replace_all_uses_with(scaled, delete_user_cb=lambda user: user in readers)
         self._mark(scaled, x)
@@ -228,9 +233,15 @@ class Editor:
     def _call_gate(self, gating: Gating, x: fx.Node) -> fx.Node:
         self.additions[gating.name] = gating.call
         mask = self.node(self._site.mask) if self._site.mask else None
-        readable: dict[str, Argument] = {"x": x, "mask": mask}
+        readable: dict[str, Argument] = {"x": self._turned(gating, x), "mask": mask}
         args = tuple(readable[name] for name in gating.reads)
         return self._follow(x, "call_module", gating.name, args)
+
+    def _turned(self, gating: Gating, value: fx.Node) -> fx.Node:
+        """What a gate reads or makes, (length, batch, ...) as (batch, length, ...) and back, where the site is so."""
+        if not gating.reads or isinstance(self._site, Embedding) or not self._site.turned:
+            return value
+        return self._follow(value, "call_method", "transpose", (value, 0, 1))
 
     def _anchor(self) -> tuple[fx.Node, fx.Node]:
         """The node to stand behind, and the node whose guard to share."""
@@ -280,10 +291,6 @@ def _ancestors(node: fx.Node, end: fx.Node) -> Iterator[fx.Node]:
         if read is not end:
             yield read
             yield from _ancestors(read, end)
-
-
-def _present(*nodes: fx.Node | None) -> tuple[fx.Node, ...]:
-    return tuple(node for node in nodes if node is not None)
 
 
 def _inherit(new: fx.Node, old: Any) -> None:

@@ -76,7 +76,7 @@ class Written:
 
     `copied` leads from the scores to the softmax, without what masks or biases single keys; what comes out there is
     the copy of `last`.  `views` are those of the weights that name the number of keys, `masks` fill some weights.
-    `turned`: the attention's input is (length, batch, …).  `scales` multiply all keys by one number each, in order.
+    `scales` multiply all keys by one number each, in order.
     The products take keys and values as (batch, heads, length, width), their axes permuted by these orders.
     """
 
@@ -89,7 +89,6 @@ class Written:
     last: str
     views: tuple[str, ...] = ()
     masks: tuple[str, ...] = ()
-    turned: bool = False
     key_order: tuple[int, ...] = TURNED
     value_order: tuple[int, ...] = PLAIN
     scales: tuple[str, ...] = ()
@@ -110,7 +109,6 @@ class Windowed:
     heads: int
     key_width: int
     value_width: int
-    turned: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,8 +117,8 @@ class Attention:
 
     key: (batch, heads, length, key_width / heads).  `input` is the attention's input x, of width `width`.
     `written`: it is no one call but products around a softmax, of which `node` is the last; a sentence says why
-    nothing can join it.  `hides`: without a mask, query i sees the keys 0 to i alone.  `flat`: x is not known to be
-    (batch, length, width).  `others`: what it is in other branches of the forward.
+    nothing can join it.  `hides`: without a mask, query i sees the keys 0 to i alone.  `flat`: batch and length of x
+    are not known to be two axes; `turned`: the length stands first.  `others`: what it is in other branches.
     """
 
     name: str
@@ -133,6 +131,7 @@ class Attention:
     written: Written | Windowed | str | None = None
     hides: bool = False
     flat: bool = False
+    turned: bool = False
     causal: bool = False
     mask: str | None = None
     others: tuple[Attention, ...] = ()

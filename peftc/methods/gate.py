@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from peftc.graph.sites import Attention, Projection, Site, Sublayer, Windowed, Written
+from peftc.graph.sites import Attention, Projection, Site, Sublayer
 from peftc.methods.call import Cost, ModuleCall
 
 Kind = Literal["sequence", "masked", "token", "constant", "central"]
@@ -52,8 +52,6 @@ class Gate(BaseModel):
                 f"{site.name} is not known to have batch and length in two axes, where a {self.kind} gate of scope "
                 f"{self.scope} cannot tell the examples apart: use a constant gate, or a token gate of scope site"
             )
-        if self._mixes and _is_turned(site):
-            return f"the input of {site.name} has its length before its batch: use a constant gate"
         if self.kind in ("token", "constant"):
             return None
         if site.causal:
@@ -78,10 +76,3 @@ class Gate(BaseModel):
             return Cost(1, 1)
         rows = members if self.kind == "central" else 1
         return Cost(rows * (width + 1), rows * (width + 1))
-
-
-def _is_turned(site: Site) -> bool:
-    """Whether the length of what a gate would read stands before the batch."""
-    if isinstance(site, Attention):
-        return isinstance(site.written, Written | Windowed) and site.written.turned
-    return isinstance(site, Projection | Sublayer) and site.turned

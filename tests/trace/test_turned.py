@@ -1,18 +1,19 @@
-"""Streams of (length, batch, width): what averages over the sequence would average over the batch."""
+"""Streams of (length, batch, width), against the same model with streams of (batch, length, width)."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import peftc
-from peftc.errors import PeftcError
 from peftc.graph.sites import Projection, Sublayer
 from peftc.trace import trace_model
-from tests.laws import spec
-from tests.trace.nets import IDS, Attending, Block, Net, attached, made
+from tests.laws import perturbed, spec
+from tests.trace.nets import IDS, Attending, Block, Net, made
 
 
 class Turned(Attending):
@@ -39,6 +40,29 @@ def net() -> TurnedNet:
     return TurnedNet([LengthFirst(), LengthFirst()]).eval()
 
 
+def by_name(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What trains, by its names without the unit that holds it: the attention, or the block around it."""
+    return {name.replace("attention.", ""): p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def check_alike(turned: nn.Module, like: nn.Module, *entries: dict[str, Any]) -> None:
+    """That two models which differ in the order of their axes compute the same with the same additions."""
+    like.load_state_dict(turned.state_dict())
+    torch.testing.assert_close(turned(IDS), like(IDS))
+    own, other = (peftc.attach(copy.deepcopy(model), spec([*entries])) for model in (turned, like))
+    learnt, same = by_name(perturbed(own)), by_name(other)
+    assert learnt.keys() == same.keys()
+    with torch.no_grad():
+        for name, parameter in same.items():
+            parameter.copy_(learnt[name])
+    torch.testing.assert_close(own(IDS), other(IDS))
+    assert not torch.allclose(own(IDS), turned(IDS))
+    for model in (own, other):
+        model(IDS).pow(2).sum().backward()
+    for name, parameter in same.items():
+        torch.testing.assert_close(learnt[name].grad, parameter.grad)
+
+
 def test_the_order_of_the_axes_is_seen() -> None:
     for model, turned in ((net(), True), (made(Block), False)):
         sites = [site for unit in trace_model(model).units for site in unit.sites]
@@ -46,11 +70,16 @@ def test_the_order_of_the_axes_is_seen() -> None:
         assert any(isinstance(site, Projection) for site in sites)
 
 
-@pytest.mark.parametrize("entry", [{"method": "adapter"}, {"method": "lora", "at": ["ffn_up"]}])
-def test_a_gate_over_the_sequence_is_refused(entry: dict[str, Any]) -> None:
-    with pytest.raises(PeftcError, match="has its length before its batch"):
-        peftc.attach(net(), spec([{**entry, "gate": "sequence"}]))
-    attached(net(), {**entry, "gate": "token"})(IDS)
+GATES: list[Any] = ["sequence", "token", "constant", {"kind": "sequence", "scope": "layer"}]
+GATES += [{"kind": "token", "scope": "layer"}]
+
+
+@pytest.mark.parametrize("gate", GATES, ids=str)
+def test_a_gate_reads_it_as_examples_of_positions(gate: Any) -> None:
+    entries: list[dict[str, Any]] = [{"method": "adapter"}, {"method": "lora", "at": ["ffn_up"], "rank": 2}]
+    if isinstance(gate, str):
+        entries.append({"method": "ia3", "at": ["ffn_down"]})  # which reads another width
+    check_alike(net(), made(Block), *({**entry, "gate": gate} for entry in entries))
 
 
 class Folded(Attending):
@@ -65,14 +94,10 @@ class Folded(Attending):
 
 
 def test_a_prefix_of_heads_and_examples_in_one_axis_behind_the_length() -> None:
-    own, like = net(), net()
+    own = net()
     for block in own.blocks:
         block.attention = Folded()
-    like.load_state_dict(own.state_dict())
-    torch.testing.assert_close(own(IDS), like(IDS))
-    both = [peftc.attach(model, spec([{"method": "prefix", "length": 3}])) for model in (own, like)]
-    learnt = [[p for p in model.parameters() if p.requires_grad] for model in both]
-    with torch.no_grad():
-        for one, other in zip(*learnt, strict=True):
-            other.copy_(one.add_(torch.randn_like(one)))
-    torch.testing.assert_close(own(IDS), like(IDS))
+    check_alike(own, net(), {"method": "prefix", "length": 3})
+    for gate in ("sequence", {"kind": "sequence", "scope": "layer"}, {"kind": "central", "shared": "trunk"}):
+        entries = {"method": "prefix", "length": 3}, {"method": "lora", "at": ["q"], "rank": 2}
+        check_alike(own, made(Block), *({**entry, "gate": gate} for entry in entries))

@@ -263,17 +263,18 @@ def _attention(view: View, call: AttentionCall, x: fx.Node, cross: str) -> Atten
     else:
         key, value_width = call.key.meta["value"][0].shape, call.value.meta["value"][0].shape[-1]
         heads, key_width = key[1] if len(key) == 4 else 1, key[-1]
+    flat, turned = axes(x.meta["value"])
     return Attention(
         name=f"{cross}attention", node=call.node.name, key=call.key.name, input=x.name, width=width_of(x),
         key_width=heads * key_width, value_width=heads * value_width, written=written, hides=hides,
-        flat=any(axes(x.meta["value"])),
+        flat=flat, turned=turned,
     )  # fmt: skip
 
 
 def joined(view: View, found: Found, x: fx.Node, causal: bool) -> Written | Windowed | str:
     """How learnt keys and values join an attention that is written out: its products, or beside them; or why not."""
     products = joint(view, found, x, causal)
-    return products if isinstance(products, Written) else windowed(view, found, x) or products
+    return products if isinstance(products, Written) else windowed(view, found) or products
 
 
 def _part(view: View, argument: fx.Node) -> Projection | None:

@@ -64,6 +64,6 @@ def _followed(view: View, given: fx.Node, mask: fx.Node, told: torch.Tensor) -> 
 
 def _chosen(node: fx.Node, held: dict[fx.Node, Any]) -> Any:
     condition, *sides = node.args
-    asked = held.get(condition) if isinstance(condition, fx.Node) else None
+    asked = held.get(condition, dataflow.example(condition)) if isinstance(condition, fx.Node) else None
     first, second = (held[side] if isinstance(side, fx.Node) and side in held else None for side in sides)
     return second if first is None or asked is False else first

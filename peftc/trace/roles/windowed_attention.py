@@ -14,7 +14,7 @@ from peftc.graph.branches import assume, choose, end_of, enter, leave
 from peftc.graph.sites import Windowed
 from peftc.trace.record.feeds import FAILURES
 from peftc.trace.roles.products import over_keys
-from peftc.trace.roles.views import View, axes, width_of
+from peftc.trace.roles.views import View, width_of
 from peftc.trace.roles.written_attention import Found, unpassed, weighed_again
 from peftc.trace.tracer.units import TRAINING
 
@@ -22,7 +22,7 @@ Held = dict[fx.Node, Any]
 HIDDEN = -1e4  # a score of a key that a query does not read
 
 
-def windowed(view: View, found: Found, x: fx.Node) -> Windowed | None:
+def windowed(view: View, found: Found) -> Windowed | None:
     """Where learnt keys and values join an attention of (batch, length, heads, …) whose queries do not share keys.
 
     With all keys of a head equal, each query's scores have to be its product with them, but for keys that it does not
@@ -42,7 +42,7 @@ def windowed(view: View, found: Found, x: fx.Node) -> Windowed | None:
         return None
     return Windowed(
         query.name, found.softmax.name, weights.name, output.name, query.meta["value"][0].shape[2], width_of(key),
-        width_of(value), axes(x.meta["value"])[1],
+        width_of(value),
     )  # fmt: skip
 
 

@@ -93,7 +93,7 @@ def _joint(view: View, found: Found, x: fx.Node, causal: bool) -> Written | str:
     views = tuple(node.name for node in weights if _names_keys(node) and -1 not in node.args[-1:])
     return Written(
         found.scores.name, found.softmax.name, keys.heads, keys.width, values.width, tuple(chain.copied), last.name,
-        views, masks, by_axis[0] is None, keys.order, values.order, tuple(_scales(found.key)),
+        views, masks, keys.order, values.order, tuple(_scales(found.key)),
     )  # fmt: skip
 
 
@@ -246,15 +246,11 @@ def unpassed(view: View, node: fx.Node, weights: set[fx.Node]) -> str | None:
     others = [n for n in dataflow.tensors(node) if n not in weights and dataflow.name_of(node) != "type_as"]
     scales = dataflow.name_of(node) in SCALING and not any(_per_key(n, node) for n in others)
     moves = dataflow.is_move(node) and (_is_item(node) or _keeps_last(node))
-    passes = _is_plain(view, node) or scales or moves or _averages(node) or _filling(node, weights) is not None
+    averages = dataflow.name_of(node) == "mean" and node.kwargs.get("dim", *node.args[1:2]) == 1
+    passes = _is_plain(view, node) or scales or moves or averages or _filling(node, weights) is not None
     if node.target is choose or not dataflow.holds_tensor(node) or passes:
         return None
     return f"its weights pass {dataflow.name_of(node)}"
-
-
-def _averages(node: fx.Node) -> bool:
-    """Whether a node takes the mean of all heads."""
-    return dataflow.name_of(node) == "mean" and node.kwargs.get("dim", *node.args[1:2]) == 1
 
 
 def _masks(node: fx.Node, weights: set[fx.Node]) -> bool:

@@ -158,6 +158,8 @@ class Deciding(Protocol):
 
     def agreed(self, value: Value, answers: list[Answer]) -> Answer: ...
 
+    def assume(self, condition: Any, outcome: bool, kind: str) -> fx.Node: ...
+
 
 def fail(reason: str) -> NoReturn:
     raise TraceFailure(reason)

@@ -65,6 +65,9 @@ class Lifted:
     def __truediv__(self, other: Any) -> Any:
         return _combined("/", 6, operator.truediv, self, other)
 
+    def __rtruediv__(self, other: Any) -> Any:
+        return _combined("/", 6, operator.truediv, other, self)
+
     def __floordiv__(self, other: Any) -> Any:
         return _combined("//", 6, operator.floordiv, self, other)
 

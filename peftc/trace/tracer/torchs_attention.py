@@ -77,7 +77,7 @@ def forward(
     query = query.view(length, batch * num_heads, -1).transpose(0, 1)
     key = key.view(keys, batch * num_heads, -1).transpose(0, 1)
     value = value.view(keys, batch * num_heads, -1).transpose(0, 1)
-    query = query * math.sqrt(1.0 / (embed_dim_to_check // num_heads))
+    query = query * math.sqrt(1 / (embed_dim_to_check // num_heads))
     if mask is None:
         scores = torch.bmm(query, key.transpose(-2, -1))
     else:

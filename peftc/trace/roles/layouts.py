@@ -113,3 +113,12 @@ def _by_axes(operand: fx.Node, held: str, axes: tuple[str, ...], batch: tuple[in
     ordered = (one, other, length, width) if sizes[one] == batch else (other, one, length, width)
     order = tuple(ordered.index(axis) for axis in held)
     return Layout(order, sizes[ordered[1]][0], sizes[width][0])
+
+
+def sized_by(node: fx.Node) -> set[fx.Node]:
+    """The tensors whose sizes the numbers that a node is given are made of."""
+    found, numbers = set[fx.Node](), [n for n in node.all_input_nodes if not dataflow.holds_tensor(n)]
+    while numbers:
+        for read in numbers.pop().all_input_nodes:
+            found.add(read) if dataflow.holds_tensor(read) else numbers.append(read)
+    return found

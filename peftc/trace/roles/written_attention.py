@@ -14,13 +14,14 @@ from torch import fx, nn
 from peftc.graph import dataflow
 from peftc.graph.branches import choose
 from peftc.graph.sites import Copied, Written
-from peftc.trace.roles.layouts import PER_KEY, SCALING, layouts
+from peftc.trace.roles.layouts import PER_KEY, SCALING, layouts, sized_by
 from peftc.trace.roles.products import is_any_softmax, is_product, is_softmax, over_keys
 from peftc.trace.roles.views import View
 
 ADDING = frozenset({"add", "iadd", "add_"})
 REDUCING = frozenset({"amax", "amin"})
 FILLED = frozenset({"full_like", "ones_like"})
+REPEATING = frozenset({"expand", "broadcast_to"})
 CASTS = frozenset({"to", "float", "type", "type_as"})
 MASKING = frozenset({"where", "masked_fill", "masked_fill_"})
 
@@ -247,7 +248,8 @@ def unpassed(view: View, node: fx.Node, weights: set[fx.Node]) -> str | None:
     scales = dataflow.name_of(node) in SCALING and not any(_per_key(n, node) for n in others)
     moves = dataflow.is_move(node) and (_is_item(node) or _keeps_last(node))
     averages = dataflow.name_of(node) == "mean" and node.kwargs.get("dim", *node.args[1:2]) == 1
-    passes = _is_plain(view, node) or scales or moves or averages or _filling(node, weights) is not None
+    repeats = dataflow.name_of(node) in REPEATING and sized_by(node) <= weights and _keeps_last(node)
+    passes = _is_plain(view, node) or scales or moves or averages or repeats or _filling(node, weights) is not None
     if node.target is choose or not dataflow.holds_tensor(node) or passes:
         return None
     return f"its weights pass {dataflow.name_of(node)}"

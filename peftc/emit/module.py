@@ -36,6 +36,14 @@ class Heading:
     stored: int
 
 
+_SLOWLY = """\
+    def attach(self):
+        for module in self.modules():
+            if isinstance(module, nn.TransformerEncoderLayer):
+                module.activation_relu_or_gelu = 0  # or torch passes by the units above in evaluation
+            if isinstance(module, nn.TransformerEncoder):
+                module.use_nested_tensor = False  # which no unit above can read
+        super().attach()""".splitlines()
 NOTHING = Heading((), 0, 0)
 
 
@@ -189,6 +197,8 @@ def _model_class(program: Program, alias: str) -> str:
     model = type(program.plan.trace.model).__name__
     about = docstring("The base with the units above: from_base, from_pretrained, save_adapter, load_adapter, …")
     rows = [f"class {model}(Compiled, {alias}.{model}):", *(f"    {row}" for row in about)]
+    if any(isinstance(module, nn.TransformerEncoderLayer) for module in program.plan.trace.model.modules()):
+        rows += ["", *_SLOWLY]
     if not program.shared:
         return "\n".join(rows)
     rows += ["", "    def share(self):"]

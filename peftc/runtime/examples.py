@@ -61,7 +61,8 @@ def _told(call: Recorded, other: Recorded, flat: Set[str], again: Set[str]) -> R
     """
     named, extra = _marked(dict(call.named), dict(other.named)), _marked(dict(call.extra), dict(other.extra))
     named |= {n: PerPosition(t.shape) for n in flat if isinstance(t := named.get(n), torch.Tensor)}
-    named |= {n: Again(t) for n in again if isinstance(t := named.get(n), torch.Tensor)}
+    names = list(named)
+    named |= {n: Again(t) for n in again if any((t := named.get(n)) is named[m] for m in names[: names.index(n)])}
     return Recorded(named, extra)
 
 

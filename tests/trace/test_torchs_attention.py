@@ -104,6 +104,93 @@ def test_learnt_keys_come_first(weights: bool) -> None:
     torch.testing.assert_close(found, wanted)
 
 
+class Encoding(nn.Module):
+    """torch's encoder, whose evaluation passes by the forwards of what is in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(WIDTH, 2, 12, batch_first=True)
+        self.embedding, self.encoder = nn.Embedding(11, WIDTH), nn.TransformerEncoder(layer, 2)
+
+    def forward(self, ids: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
+        result: torch.Tensor = self.encoder(
+            self.embedding(ids), src_key_padding_mask=None if real is None else real == 0
+        )
+        return result
+
+
+@pytest.mark.parametrize("real", [None, REAL])
+def test_no_faster_way_of_torchs_goes_by(real: torch.Tensor | None) -> None:
+    """LoRA in evaluation with and without gradients, against torch's own encoder on matrices that hold it."""
+    torch.manual_seed(0)
+    base = Encoding().eval()
+    model = changed(base, {"method": "lora", "at": "q", "rank": 2, "alpha": 4})
+    by_hand = copy.deepcopy(base)
+    with torch.no_grad():
+        for theirs, layer in zip(by_hand.encoder.layers, model.encoder.layers, strict=True):
+            lora = layer.self_attn.q_lora
+            theirs.self_attn.in_proj_weight[:WIDTH] += 2 * lora.B @ lora.A
+    seen = (slice(None), slice(None)) if real is None else (real == 1,)
+    for mode in (torch.no_grad, torch.enable_grad):
+        with mode():
+            torch.testing.assert_close(model(IDS, real)[seen], by_hand(IDS, real)[seen])
+            assert not torch.allclose(model(IDS, real)[seen], base(IDS, real)[seen])
+
+
+class Remembering(nn.Module):
+    """Attends to a memory of another length and width."""
+
+    def __init__(self, causal: bool, weights: bool, width: int) -> None:
+        super().__init__()
+        self.own = nn.MultiheadAttention(WIDTH, 2)
+        self.other = nn.MultiheadAttention(WIDTH, 2, kdim=width, vdim=width)
+        self.causal, self.weights = causal, weights
+        self.up, self.down = nn.Linear(WIDTH, 12), nn.Linear(12, WIDTH)
+
+    def forward(self, x: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
+        hidden = torch.ones(len(x), len(x), dtype=torch.bool).triu(1) if self.causal else None
+        x = x + self.own(x, x, x, attn_mask=hidden, need_weights=self.weights)[0]
+        x = x + self.other(x, memory, memory, need_weights=self.weights)[0]
+        result: torch.Tensor = x + self.down(torch.relu(self.up(x)))
+        return result
+
+
+class Decoding(nn.Module):
+    def __init__(self, causal: bool, weights: bool, width: int) -> None:
+        super().__init__()
+        self.embedding, self.memory = nn.Embedding(11, WIDTH), nn.Embedding(11, width)
+        self.blocks = nn.ModuleList(Remembering(causal, weights, width) for _ in range(2))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x, memory = self.embedding(ids).transpose(0, 1), self.memory(ids).repeat(1, 2, 1).transpose(0, 1)
+        for block in self.blocks:
+            x = block(x, memory)
+        result: torch.Tensor = x.transpose(0, 1)
+        return result
+
+
+@pytest.mark.parametrize("width", [WIDTH, 6])
+@pytest.mark.parametrize("weights", [True, False])
+@pytest.mark.parametrize("causal", [True, False])
+def test_an_attention_to_a_memory_of_length_before_batch(causal: bool, weights: bool, width: int) -> None:
+    """LoRA on the cross-attention's query and value, against torch's own on matrices that hold it."""
+    torch.manual_seed(0)
+    base = Decoding(causal, weights, width).eval()
+    model = changed(base, {"method": "lora", "at": ["q", "cross.q", "cross.v"], "rank": 2, "alpha": 2})
+    by_hand = copy.deepcopy(base)
+    with torch.no_grad():
+        for theirs, block in zip(by_hand.blocks, model.blocks, strict=True):
+            held = dict(theirs.named_parameters())
+            packed = held.get("other.in_proj_weight")
+            q, _, v = (held[f"other.{n}_proj_weight"] for n in "qkv") if packed is None else packed.chunk(3)
+            own, other = block.own, block.other
+            loras = (own.q_lora, held["own.in_proj_weight"][:WIDTH]), (other.cross_q_lora, q), (other.cross_v_lora, v)
+            for lora, matrix in loras:
+                matrix += lora.B @ lora.A
+    torch.testing.assert_close(model(IDS), by_hand(IDS))
+    assert not torch.allclose(model(IDS), base(IDS))
+
+
 def _tables(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
     prefix = model.blocks[0].attention.attention_prefix
     return prefix.key, prefix.value

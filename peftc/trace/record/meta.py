@@ -51,6 +51,7 @@ def shapes_only() -> Iterator[None]:
         stack.enter_context(patched(masking_utils, "is_tracing", lambda tensor=None: True))
         stack.enter_context(patched(masking_utils, "is_torchdynamo_exporting", lambda: True))
         stack.enter_context(patched(moe, "_can_use_grouped_mm", lambda *tensors: False))
+        stack.enter_context(patched(torch.backends.mha, "get_fastpath_enabled", lambda: False))
         stack.enter_context(patched(PreTrainedModel, "warn_if_padding_and_no_attention_mask", lambda *given: None))
         for name in FILLS:
             stack.enter_context(patched(torch.Tensor, name, _filled(getattr(torch.Tensor, name))))

@@ -64,19 +64,19 @@ def forward(
         attn_mask = pad(attn_mask, (0, 1)) if attn_mask is not None else None
         key_padding_mask = pad(key_padding_mask, (0, 1)) if key_padding_mask is not None else None
     keys = key.shape[0]
-    hides = bool(is_causal) and key_padding_mask is None and not need_weights
+    hides = _always(is_causal) and key_padding_mask is None and not need_weights
     mask = None if hides else _merged(attn_mask, key_padding_mask, query, (batch, num_heads, keys))
     dropout_p = dropout_p if training else 0.0
-    if not need_weights:
-        query = query.view(length, batch, num_heads, -1).permute(1, 2, 0, 3)
-        key = key.view(keys, batch, num_heads, -1).permute(1, 2, 0, 3)
-        value = value.view(keys, batch, num_heads, -1).permute(1, 2, 0, 3)
-        attn_output = scaled_dot_product_attention(query, key, value, mask, dropout_p, hides)
-        attn_output = attn_output.permute(2, 0, 1, 3).reshape(length, batch, width)
-        return linear(attn_output, out_proj_weight, out_proj_bias), None
     query = query.view(length, batch * num_heads, -1).transpose(0, 1)
     key = key.view(keys, batch * num_heads, -1).transpose(0, 1)
     value = value.view(keys, batch * num_heads, -1).transpose(0, 1)
+    if not need_weights:
+        query = query.view(batch, num_heads, length, -1)
+        key = key.view(batch, num_heads, keys, -1)
+        value = value.view(batch, num_heads, keys, -1)
+        attn_output = scaled_dot_product_attention(query, key, value, mask, dropout_p, hides)
+        attn_output = attn_output.permute(2, 0, 1, 3).reshape(length, batch, width)
+        return linear(attn_output, out_proj_weight, out_proj_bias), None
     query = query * math.sqrt(1 / (embed_dim_to_check // num_heads))
     if mask is None:
         scores = torch.bmm(query, key.transpose(-2, -1))

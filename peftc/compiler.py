@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from torch import nn
 
@@ -19,7 +19,7 @@ from peftc.runtime import attach as attach_artifact
 from peftc.runtime import load
 from peftc.runtime.attach import check_untouched
 from peftc.runtime.proof import prove
-from peftc.spec.load import load as load_spec
+from peftc.spec.load import written as given
 from peftc.spec.schema import TASKS, Spec
 from peftc.trace import trace_base, trace_model
 from peftc.trace.record.autoclasses import model_types, offers
@@ -30,13 +30,14 @@ __all__ = ["attach", "compile", "load", "planned"]
 
 M = TypeVar("M", bound=nn.Module)
 Stage = Callable[[str], None]
+Given: TypeAlias = Spec | Mapping[str, object] | str | Path
 
 
 def _silent(stage: str) -> None:
     """Says nothing about the stages."""
 
 
-def compile(spec: Spec | str | Path, stage: Stage = _silent) -> Artifact:
+def compile(spec: Given, stage: Stage = _silent) -> Artifact:
     """The artifact of a spec; nothing is written.  `stage` hears what begins.
 
     Raises PeftcError with every complaint.
@@ -51,9 +52,9 @@ def compile(spec: Spec | str | Path, stage: Stage = _silent) -> Artifact:
     return emit(program, cost, proof)
 
 
-def planned(spec: Spec | str | Path, stage: Stage = _silent) -> Plan:
+def planned(spec: Given, stage: Stage = _silent) -> Plan:
     """Every method at every site of the base."""
-    written = spec if isinstance(spec, Spec) else load_spec(spec)
+    written = given(spec)
     stage("tracing the base")
     try:
         raise_all(_unknown(written))
@@ -105,9 +106,9 @@ def _untasked(spec: Spec, kind: str) -> Iterator[Problem]:
     yield Problem(f"{kind} has no model for the task {task!r}", spec.origin.place("base", "task"), hint)
 
 
-def attach(model: M, spec: Spec | str | Path) -> M:
+def attach(model: M, spec: Given) -> M:
     """The same model, rewritten in place by executing what a compile of this very model would emit."""
-    written = spec if isinstance(spec, Spec) else load_spec(spec)
+    written = given(spec)
     check_untouched(model)
     trace = trace_model(model)
     plan = resolve(written, trace)

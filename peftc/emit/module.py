@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING
@@ -16,8 +17,9 @@ from torch import nn
 
 from peftc.emit.imports import arranged, of_module
 from peftc.emit.literal import literal
-from peftc.emit.sources import Pasted, digest, paste, stood_on
+from peftc.emit.sources import Pasted, digest, has_text, paste, stood_on
 from peftc.emit.units import Class, call_text, class_text, classes, docstring, placed
+from peftc.errors import PeftcError, Problem
 from peftc.rewrite.program import Program
 from peftc.spec.patterns import compress
 
@@ -78,7 +80,7 @@ def module_source(
         _places(program, units, auto_classes, config),
         _own("machinery"),
         _own("compiled"),
-        _model_class(program, names[model.__module__]),
+        _model_class(program, _name(model, names)),
     ]
     return Source(_joined(blocks), {f"{m}:{n}": d for m, found in basis.items() for n, d in found.items()})
 
@@ -92,7 +94,7 @@ def stood_upon(program: Program) -> dict[str, dict[str, str]]:
     hashes: dict[str, dict[str, str]] = {}
     for key in sorted(found):
         module, _, name = key.partition(":")
-        if "." not in name:
+        if "." not in name and has_text(found[key]):
             hashes.setdefault(module, {})[name] = digest(found[key])
     return hashes
 
@@ -105,6 +107,13 @@ def aliases(program: Program) -> dict[str, str]:
 
 
 def _name(base: type[nn.Module], names: Mapping[str, str]) -> str:
+    try:
+        found = attrgetter(base.__qualname__)(sys.modules[base.__module__])
+    except AttributeError:
+        found = None
+    if found is not base:
+        said = f"no import finds {base.__module__}.{base.__qualname__}, which the emitted file builds on"
+        raise PeftcError(Problem(said, hint="define it at the top level of a module, or of a notebook"))
     return f"{names[base.__module__]}.{base.__qualname__}"
 
 
@@ -193,10 +202,10 @@ def _places(
     )
 
 
-def _model_class(program: Program, alias: str) -> str:
+def _model_class(program: Program, base: str) -> str:
     model = type(program.plan.trace.model).__name__
     about = docstring("The base with the units above: from_base, from_pretrained, save_adapter, load_adapter, …")
-    rows = [f"class {model}(Compiled, {alias}.{model}):", *(f"    {row}" for row in about)]
+    rows = [f"class {model}(Compiled, {base}):", *(f"    {row}" for row in about)]
     if any(isinstance(module, nn.TransformerEncoderLayer) for module in program.plan.trace.model.modules()):
         rows += ["", *_SLOWLY]
     if not program.shared:

@@ -109,6 +109,14 @@ def digest(thing: type | FunctionType) -> str:
     return hashlib.sha256(_text(thing).encode()).hexdigest()
 
 
+def has_text(thing: type | FunctionType) -> bool:
+    """Whether there is a source text: there is none of what was executed from a string, or of a class in a notebook."""
+    try:
+        return bool(_text(thing))
+    except (OSError, TypeError):
+        return False
+
+
 def _text(thing: type | FunctionType) -> str:
     """Its text.  `inspect.getsource` parses the whole file whenever it is asked for a class: here it is parsed once."""
     home = sys.modules[thing.__module__]

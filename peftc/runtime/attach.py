@@ -81,6 +81,10 @@ def _obstacles(model: nn.Module) -> Iterator[Problem]:
             f"the peft library has changed this model: {_few(foreign)}", hint="merge or unload its adapters first"
         )
     modules = dict(model.named_modules())
+    lost = sorted({type(module).__module__ for module in modules.values()} - sys.modules.keys())
+    if lost:
+        hint = "what loads a file by its path must put the module into sys.modules, too"
+        yield Problem(f"the classes of this model are in modules that no import finds: {_few(lost)}", hint=hint)
     hooked = {name for name, module in modules.items() if HOOK in vars(module)}
     away = [name for name in sorted(hooked) if any(p.is_meta for p in modules[name].parameters(recurse=False))]
     if away:

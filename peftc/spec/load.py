@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -85,6 +86,20 @@ def _near(path: Path) -> str | None:
     if folder is path:
         return f"name a file in it, as {found[0]}" if found else "a spec is a file"
     return f"did you mean {near[0]}?" if (near := get_close_matches(str(path), found, 1, 0.75)) else None
+
+
+def written(spec: Spec | Mapping[str, object] | str | Path) -> Spec:
+    """A spec as whoever calls has it: one that is read, what its YAML would hold, or the path of its file."""
+    if isinstance(spec, Spec):
+        return spec
+    if isinstance(spec, str | Path):
+        return load(spec)
+    try:
+        text = yaml.safe_dump(dict(spec), sort_keys=False)
+    except (TypeError, ValueError, yaml.YAMLError) as error:
+        message = f"no spec, nor the path of one: {str(error).partition(chr(10))[0]}"
+        raise PeftcError(Problem(message, hint="a dict holds what its YAML would")) from None
+    return loads(text)
 
 
 def loads(text: str, file: str = "<spec>") -> Spec:

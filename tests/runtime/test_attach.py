@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ from peftc.runtime import attach
 from tests.emit.bases import BERT, bert, gpt2, ids, llama, lora
 from tests.emit.programs import Written, body, written
 from tests.laws import spec
+from tests.trace import nets
 
 PROGRAMS = pytest.mark.parametrize("program", [bert, gpt2, llama], ids=lambda p: p.__name__)
 
@@ -151,3 +154,30 @@ def test_a_model_of_no_library() -> None:
     attach(model, artifact(made))
     assert torch.equal(model(x), expected)
     assert {n for n, p in model.named_parameters() if p.requires_grad} == set(made.program.trained)
+
+
+NETS = Path(nets.__file__).read_text("utf-8")
+
+
+def test_a_class_of_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no file, so no later import could find another text of it."""
+    cell = ModuleType("cell")
+    monkeypatch.setitem(sys.modules, "cell", cell)
+    exec(compile(NETS, "<cell>", "exec"), vars(cell))
+    attached = cell.attached(cell.made(cell.Block))
+    assert sys.modules[type(attached).__module__].SOURCES == {}
+
+
+def test_a_class_that_no_import_finds() -> None:
+    class Inside(nets.Net):
+        pass
+
+    with pytest.raises(PeftcError, match=r"no import finds .*<locals>\.Inside.*\n.*top level"):
+        nets.attached(Inside([nets.Block(), nets.Block()]).eval())
+
+
+def test_a_module_that_no_import_finds() -> None:
+    lost = ModuleType("lost")
+    exec(NETS, vars(lost))
+    with pytest.raises(PeftcError, match=r"no import finds: lost\n.*sys\.modules"):
+        lost.attached(lost.made(lost.Block))

@@ -5,14 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peftc.errors import PeftcError
 from peftc.spec import load as loading
-from peftc.spec.load import load, loads
+from peftc.spec.load import load, loads, written
 
 GOOD = """\
 name: bert-unipelt
@@ -126,3 +128,20 @@ def test_a_name_that_leads_nowhere_is_not_what_was_meant(tmp_path: Path) -> None
     with pytest.raises(PeftcError, match="cannot read") as caught:
         load(tmp_path / "gone.yaml")
     assert caught.value.problems[0].hint is None
+
+
+def test_a_spec_as_a_dict_is_what_its_yaml_would_be() -> None:
+    methods = [{"method": "lora", "at": ["q"], "dropout": 1e-3}]
+    given = {"name": "small", "base": {"model": "owner/name"}, "methods": methods}
+    one, other = written(given), loads(yaml.safe_dump(given, sort_keys=False))
+    assert (one.name, one.base, one.methods) == (other.name, other.base, other.methods)
+    with pytest.raises(PeftcError, match="unknown key 'ranks'"):
+        written({**given, "methods": [{**methods[0], "ranks": 2}]})
+
+
+@pytest.mark.parametrize(
+    "given", [None, 3, [1], {"name": object()}], ids=["nothing", "a number", "a list", "an object"]
+)
+def test_what_is_no_spec(given: Any) -> None:
+    with pytest.raises(PeftcError, match="no spec, nor the path of one"):
+        written(given)

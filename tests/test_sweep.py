@@ -72,6 +72,10 @@ def test_the_page_tells_variants_from_types() -> None:
     assert "| falcon (alibi) | decoder |" in varied and '- falcon (alibi): `{"alibi": true}`' in varied
 
 
+def test_every_type_and_variant_was_swept() -> None:
+    assert {*registered(), *variants()} <= {row["type"] for row in json.loads(FOUND.read_text("utf-8"))}
+
+
 def test_the_page_says_what_was_found() -> None:
     rows = json.loads(FOUND.read_text("utf-8"))
     assert FOUND.with_suffix(".md").read_text("utf-8") == table.page(rows)

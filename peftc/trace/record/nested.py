@@ -24,7 +24,9 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
 
 
 def made_of(value: Any) -> dict[str, Any]:
-    """What a dataclass was made of, by name; nothing where it is none, or holds what it was not made of."""
+    """What a dataclass or a named tuple was made of, by name; nothing of another, or one that holds more than that."""
+    if isinstance(value, tuple):
+        return value._asdict() if hasattr(value, "_asdict") else {}
     if not is_dataclass(value) or isinstance(value, type):
         return {}
     given = {field.name: getattr(value, field.name) for field in fields(value) if field.init}

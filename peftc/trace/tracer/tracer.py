@@ -85,7 +85,7 @@ class Tracer(fx.proxy.TracerBase):
         output = self.graph.output(self.create_arg(result))
         if any(map(is_cut, output.all_input_nodes)) and torch.is_grad_enabled():
             fail("it turns off the gradients of what it returns")
-        if isinstance(result, tuple) and type(result) not in (tuple, Value):
+        if isinstance(result, tuple) and type(result) not in (tuple, Value) and not made_of(result):
             fail(f"it returns a {type(result).__name__}")
         output.meta.update(key=("output",), names=[])
         self.live.restore(given)

@@ -188,6 +188,11 @@ class Named(Block):
         return state._replace(x=super().forward(state.x) * state.scale)
 
 
+class Renamed(Block):
+    def forward(self, state: State) -> State:  # type: ignore[override]
+        return State(super().forward(state.x) * state.scale, scale=state.scale)
+
+
 @dataclass
 class Sheet:
     x: Tensor
@@ -246,11 +251,11 @@ class Carrying(Net):
         elif isinstance(block, Mapped):
             result = block({"x": x})["x"]
         else:
-            result = block((State if isinstance(block, Named) else Sheet)(x, x.new_ones(1))).x
+            result = block((State if isinstance(block, Named | Renamed) else Sheet)(x, x.new_ones(1))).x
         return result
 
 
-@pytest.mark.parametrize("kind", [Named, Filed, Reported])
+@pytest.mark.parametrize("kind", [Named, Renamed, Filed, Reported])
 def test_what_has_fields_is_handed_on_as_it_is(kind: type[nn.Module]) -> None:
     block: Any = attached(Carrying([kind()]).eval()).get_submodule("blocks.0")
     made, like = (f(block, State(torch.ones(2, 3, WIDTH), torch.ones(1))) for f in (type(block).forward, kind.forward))

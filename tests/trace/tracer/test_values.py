@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -83,14 +83,13 @@ def test_a_module_that_takes_numbers_out_of_tensors_is_run_on_real_ones() -> Non
     assert [sum(counts) for counts in called[0].meta["value"]] == [2 * 5, 3 * 7]
 
 
-class Pair(NamedTuple):
-    one: torch.Tensor
-    other: torch.Tensor
+class Pair(tuple[torch.Tensor, torch.Tensor]):
+    """Two tensors, with more than that to it."""
 
 
 class Naming(nn.Module):
     def forward(self, x: torch.Tensor) -> Pair:
-        return Pair(x, x * 2)
+        return Pair((x, x * 2))
 
 
 class Ungraded(nn.Module):

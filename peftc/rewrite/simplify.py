@@ -15,7 +15,7 @@ from peftc.graph.dataflow import example, is_move
 from peftc.rewrite.passes import copied
 from peftc.rewrite.program import Body, Program
 
-IDLE = (getattr, operator.getitem, choose, lookup, enter, leave)
+IDLE = (getattr, operator.getitem, choose, lookup, enter, leave, torch.empty, torch.zeros, torch.ones)
 COUNTS = ("_operator", "math")  # what they make of numbers is a number, and nothing else
 FACTS = (int, float, torch.Size, torch.dtype, torch.device)
 
@@ -172,7 +172,7 @@ def without_repeats(graph: fx.Graph) -> None:
 
 
 def _is_idle(node: fx.Node) -> bool:
-    """Whether a node does nothing for who does not read it: a marker, a view of a tensor, a question, a number."""
+    """Whether a node does nothing for who does not read it: a marker, a view of a tensor, a new one, a question."""
     if node.target in IDLE or _is_question(node):
         return True
     of_tensor = bool(node.args) and isinstance(example(node.args[0]), torch.Tensor)

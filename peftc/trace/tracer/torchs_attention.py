@@ -13,9 +13,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn.functional import linear, pad, scaled_dot_product_attention, softmax
 
+from peftc.graph.dataflow import is_move
 from peftc.trace.tracer.values import Value, fail
 
 
@@ -126,7 +127,7 @@ def _merged(attn_mask: Any, key_padding_mask: Any, query: Any, sizes: tuple[Any,
 
 def _added(mask: Any, query: Any) -> Any:
     """A mask as numbers that are added: true is what nothing attends to."""
-    if mask is None or mask.dtype != torch.bool:
+    if mask is None or not _is_bool(mask):
         return mask
     return torch.zeros_like(mask, dtype=query.dtype).masked_fill_(mask, float("-inf"))
 
@@ -137,6 +138,15 @@ def _always(flag: Any) -> Any:
         name, flag = str(flag.node.target), bool((given := flag).points[0])
         given.tracer.assume(name, flag, f"{name}={not flag}")
     return flag
+
+
+def _is_bool(mask: Any) -> bool:
+    """Whether a mask is true or false: the emitted code asks that of one that is given, where both kinds may come."""
+    source: object = mask.node if type(mask) is Value else None
+    while isinstance(source, fx.Node) and is_move(source):
+        source = source.args[0]
+    given = isinstance(source, fx.Node) and source.op == "placeholder"
+    return bool((mask if given or source is None else mask.points[0]).dtype == torch.bool)
 
 
 def is_same(one: Any, other: Any) -> bool:

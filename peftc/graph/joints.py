@@ -58,6 +58,7 @@ def _later(node: fx.Node, but: fx.Node) -> Callable[[fx.Node], bool]:
 
 def _join_call(edit: Editor, site: Attention, tables: fx.Node, gate: fx.Node | None) -> None:
     call = edit.node(site.node)
+    slots.by_name(call)
     key = edit.keys.get(site.node) or slots.matching(call, edit.edited(site.key))
     states, causal = slots.read(call, key), slots.causal(call, site.hides)
     if (extra := slots.handed(call)) is not None:

@@ -12,6 +12,7 @@ from torch.fx.node import Argument
 from peftc.errors import Defect
 
 MASKS = ("attention_mask", "attn_mask", "mask")
+OPTIONS = ("dropout_p", "is_causal", "scale", "enable_gqa")  # of torch's attention, behind its mask
 
 
 def first(node: fx.Node) -> fx.Node:
@@ -37,6 +38,13 @@ def read(call: fx.Node, key: fx.Node) -> tuple[Argument, Argument, Argument, Arg
     value = call.args[at + 1] if at + 1 < len(call.args) else call.kwargs["value"]
     mask = call.args[at + 2] if at + 2 < len(call.args) else _keyword_mask(call)
     return call.args[at - 1], key, value, mask
+
+
+def by_name(call: fx.Node) -> None:
+    """Let torch's attention have its options by name alone, as they are asked for here."""
+    if call.target is nn.functional.scaled_dot_product_attention:
+        options = dict(zip(OPTIONS, call.args[4:], strict=False))
+        call.args, call.kwargs = call.args[:4], {**options, **call.kwargs}
 
 
 def write(call: fx.Node, key: fx.Node, parts: Sequence[fx.Node]) -> None:

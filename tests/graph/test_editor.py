@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -222,11 +223,18 @@ def test_axes_that_are_in_order_stay() -> None:
     assert {"added = added(getitem, view_as)  # lora on k", "flatten = flatten(added, -2)"} < set(lines)
 
 
-def test_a_plain_causal_call_gets_its_mask_from_the_prefix() -> None:
+@pytest.mark.parametrize(
+    ("place", "options", "says"),
+    [((), {"is_causal": True}, "is_causal=False"), ((None, 0.0, True), {}, "dropout_p=0.0, is_causal=False")],
+    ids=["by name", "by place"],
+)
+def test_a_plain_causal_call_gets_its_mask_from_the_prefix(
+    place: tuple[Any, ...], options: dict[str, Any], says: str
+) -> None:
     graph = fx.Graph()
     _x, query, key, value = (graph.placeholder(name) for name in ("x", "query", "key", "value"))
     sdpa = nn.functional.scaled_dot_product_attention
-    graph.output(graph.call_function(sdpa, (query, key, value), {"is_causal": True}))
+    graph.output(graph.call_function(sdpa, (query, key, value, *place), options))
     name = next(node.name for node in graph.nodes if node.target is sdpa)
     site = Attention("attention", name, "key", "x", 6, 6, 6, hides=True)
     editor = Editor(graph)
@@ -234,7 +242,7 @@ def test_a_plain_causal_call_gets_its_mask_from_the_prefix() -> None:
         Prefix(length=2).rewrite(site, editor)
     graph.lint()
     assert statements(graph)[1].startswith("with_prefix = with_prefix(query, key, value, None, prefix, causal=True)")
-    assert statements(graph)[-1].endswith("(query, getitem, getitem_1, getitem_2, is_causal=False)")
+    assert statements(graph)[-1].endswith(f"(query, getitem, getitem_1, getitem_2, {says})")
 
 
 def unit(layer: PostNorm | PreNorm) -> Unit:

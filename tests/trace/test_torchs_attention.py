@@ -137,6 +137,50 @@ def test_no_faster_way_of_torchs_goes_by(real: torch.Tensor | None) -> None:
             assert not torch.allclose(model(IDS, real)[seen], base(IDS, real)[seen])
 
 
+class Foreseeing(Encoding):
+    """torch's encoder under a mask of what comes later; torch finds out by itself, or is told, that it is one."""
+
+    def __init__(self, anywhere: bool) -> None:
+        super().__init__()
+        self.anywhere = anywhere
+
+    def forward(self, ids: torch.Tensor, told: bool | None = None) -> torch.Tensor:  # type: ignore[override]
+        device = None if self.anywhere else ids.device
+        mask = nn.Transformer.generate_square_subsequent_mask(ids.shape[1], device=device)
+        result: torch.Tensor = self.encoder(self.embedding(ids), mask=mask, is_causal=told)
+        return result
+
+
+@pytest.mark.parametrize("anywhere", [True, False])
+def test_what_is_told_of_a_mask_changes_nothing(anywhere: bool) -> None:
+    """Neither a mask whose numbers the meta device lacks, nor a hint for torch's kernels hides the learnt keys."""
+    torch.manual_seed(0)
+    model = changed(Foreseeing(anywhere).eval(), {"method": "prefix", "length": 3}, {"method": "lora", "at": "q"})
+    first = model(IDS)
+    for told in (True, False):
+        torch.testing.assert_close(model(IDS, told=told), first)
+    later = IDS.clone()
+    later[:, 3:] = 10
+    torch.testing.assert_close(model(later)[:, :3], first[:, :3])
+
+
+class Elsewhere(Attending):
+    """Its mask is on no device that the model says, so that the meta device alone cannot run it."""
+
+    def forward(self, x: torch.Tensor, padding: torch.Tensor | None = None) -> torch.Tensor:
+        mask = torch.zeros(x.shape[1], x.shape[1])
+        result: torch.Tensor = x + self.attention(x, x, x, attn_mask=mask, need_weights=False)[0]
+        return result
+
+
+def test_one_tensor_stays_one_where_a_real_copy_runs() -> None:
+    torch.manual_seed(0)
+    base = Stack({}, batch_first=True).eval()
+    base.blocks = nn.ModuleList(Elsewhere({}, batch_first=True) for _ in range(2)).eval()
+    model = peftc.attach(copy.deepcopy(base), spec([{"method": "lora", "at": "q"}]))
+    torch.testing.assert_close(model(IDS), base(IDS))
+
+
 class Remembering(nn.Module):
     """Attends to a memory of another length and width."""
 

@@ -147,7 +147,8 @@ def _watching(recording: Recording, twins: Twins, padded: bool, number: int = 0)
         if like is not module and run in returned:
             return returned[run]
         if module not in recording.calls and _is_unit(module):
-            recording.calls[module] = bind(module, _snapshot(args), _snapshot(kwargs))
+            made = dict[int, torch.Tensor]()
+            recording.calls[module] = bind(module, _snapshot(args, made), _snapshot(kwargs, made))
         stack.append(module)
         try:
             result = answered(module, args, kwargs, call) if module in twins else call(module, *args, **kwargs)
@@ -188,14 +189,17 @@ def _is_unit(module: nn.Module) -> bool:
     return any(True for _ in module.children()) or any(isinstance(w, torch.Tensor) and w.dim() == 2 for w in own)
 
 
-def _snapshot(value: Any) -> Any:
-    """Tensors without their numbers, and caches as they are now: a later layer's update must not change them."""
+def _snapshot(value: Any, made: dict[int, torch.Tensor]) -> Any:
+    """Tensors without their numbers, and caches as they are now: a later layer's update must not change them.
+
+    What is one tensor stays one: `made` are those made so far, by the id of what they were.
+    """
     if isinstance(value, torch.Tensor):
-        return value.to("meta")
+        return made.setdefault(id(value), value.to("meta"))
     if isinstance(value, (tuple, list)):
-        return rebuilt(value, map(_snapshot, value))
+        return rebuilt(value, (_snapshot(v, made) for v in value))
     if isinstance(value, dict):
-        return {k: _snapshot(v) for k, v in value.items()}
+        return {k: _snapshot(v, made) for k, v in value.items()}
     if isinstance(value, (int, float, str, bool, type(None), nn.Module)):
         return value
     with patched(torch.Tensor, "__deepcopy__", lambda tensor, memo: tensor.to("meta")):

@@ -65,7 +65,7 @@ def forward(
         attn_mask = pad(attn_mask, (0, 1)) if attn_mask is not None else None
         key_padding_mask = pad(key_padding_mask, (0, 1)) if key_padding_mask is not None else None
     keys = key.shape[0]
-    hides = _always(is_causal) and key_padding_mask is None and not need_weights
+    hides = attn_mask is not None and key_padding_mask is None and not need_weights and bool(is_causal)
     mask = None if hides else _merged(attn_mask, key_padding_mask, query, (batch, num_heads, keys))
     dropout_p = dropout_p if training else 0.0
     query = query.view(length, batch * num_heads, -1).transpose(0, 1)

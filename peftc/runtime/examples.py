@@ -154,7 +154,10 @@ class Filler:
         return torch.randn(value.shape, generator=self.generator).to(self.dtype)
 
     def _mask(self, value: torch.Tensor) -> torch.Tensor:
+        """Some of each row true and some false: in some models true is what is seen, in others what is not."""
         seen = self._seen(value.shape)
+        if value.dim() > 1 and value.shape[-1] > 1:
+            seen[..., -1] = False
         if not self.added:
             return seen
         return torch.zeros(value.shape, dtype=self.dtype).masked_fill(~seen, torch.finfo(self.dtype).min)

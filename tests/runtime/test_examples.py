@@ -53,6 +53,12 @@ def test_what_is_bool_stays_so_under_the_attention_that_was_recorded() -> None:
         assert all(call["same"].dtype == dtype for call in filled(added=added))
 
 
+def test_a_mask_shows_and_hides_something_to_each_query() -> None:
+    for call in filled(added=False):
+        assert call["same"].any(-1).all()
+        assert not call["same"].all(-1).any()
+
+
 class Kept:
     """What a model makes of its own to keep something between two calls."""
 

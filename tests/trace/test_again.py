@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import linear
 
 import peftc
 from peftc.errors import PeftcError
-from tests.laws import spec
+from tests.laws import perturbed, spec
 from tests.trace.nets import IDS, Attending, Block, made
 
 
@@ -30,6 +31,37 @@ class Blocks(Block):
     def __init__(self) -> None:
         super().__init__()
         self.attention = Twice()
+
+
+class Handed(Attending):
+    """One matrix of its own makes the queries and the result; another one's rows make keys and values apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both, self.rows = (nn.Parameter(torch.randn(n, 8) * 0.3) for n in (8, 16))
+
+    def forward(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        made = (linear(x, self.both), linear(x, self.rows[:8]), linear(x, self.rows[8:]))
+        q, k, v = (t.unflatten(-1, (2, 4)).transpose(1, 2) for t in made)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return linear(mixed, self.both)
+
+
+class HandedBlocks(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = Handed()
+
+
+def test_a_matrix_that_is_handed_on_twice() -> None:
+    base: Any = made(HandedBlocks)
+    changed = perturbed(peftc.attach(copy.deepcopy(base), spec([{"method": "lora", "at": ["q", "v"]}])))
+    with torch.no_grad():
+        for own, other in zip(base.blocks, changed.blocks, strict=True):
+            q, v = other.attention.q_lora, other.attention.v_lora
+            own.attention.both += q.scale * q.B @ q.A
+            own.attention.rows[8:] += v.scale * v.B @ v.A
+    torch.testing.assert_close(changed(IDS), base(IDS))
 
 
 @pytest.mark.parametrize("method", ["lora", "ia3"])

@@ -16,13 +16,17 @@ from peftc.trace.tracer.values import fail
 
 @dataclass(frozen=True)
 class Matrix:
-    """The matrix of a linear map and the module that has it; `bare`: the parameter that it is, or is a part of."""
+    """The matrix of a linear map and the module that has it; `bare`: the parameter that it is, or is a part of.
+
+    `moves` say which part.
+    """
 
     module: str
     inputs: int
     outputs: int
     bias: bool
     bare: bool = False
+    moves: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +99,9 @@ def _handed(unit: nn.Module, node: fx.Node) -> Matrix | None:
     if node.op != "call_function" or node.target is not nn.functional.linear:
         return None
     weight = whole = node.kwargs.get("weight", *node.args[1:2])
+    moves: list[str] = []
     while isinstance(whole, fx.Node) and dataflow.is_move(whole) and len(whole.all_input_nodes) == 1:
+        moves.append(f"{dataflow.name_of(whole)}{whole.args[1:]}{whole.kwargs}")
         whole = whole.args[0]
     if not isinstance(whole, fx.Node) or whole.op != "get_attr" or whole.meta["value"][0].dim() != 2:
         return None
@@ -103,7 +109,7 @@ def _handed(unit: nn.Module, node: fx.Node) -> Matrix | None:
     sizes = (read_width(node), width_of(node))
     if whole is weight and name == "weight" and owner:
         return Matrix(owner, *sizes, getattr(unit.get_submodule(owner), "bias", None) is not None)
-    return Matrix(str(whole.target), *sizes, False, bare=True)
+    return Matrix(str(whole.target), *sizes, False, True, tuple(moves))
 
 
 def in_one_list(module: nn.Module, one: str, other: str) -> bool:
@@ -124,7 +130,7 @@ def projection(view: View, node: fx.Node, way: list[fx.Node]) -> Projection:
         fail(f"what {node} makes arrives in one axis with examples or positions, or changed")
     whole = len(held.rows) == matrix.outputs
     flat, turned = axes(node.meta["value"])
-    again = () if matrix.bare else (n.name for n in view.linears() if n is not node and view.matrix(n) == matrix)
+    again = (n.name for n in view.linears() if n is not node and view.matrix(n) == matrix)
     return Projection(
         name="", module=matrix.module, node=node.name, output=node.name if whole else held.node.name,
         inputs=matrix.inputs, outputs=len(held.rows), rows=None if whole else held.rows,

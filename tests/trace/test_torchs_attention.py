@@ -164,6 +164,24 @@ def test_what_is_told_of_a_mask_changes_nothing(anywhere: bool) -> None:
     torch.testing.assert_close(model(later)[:, :3], first[:, :3])
 
 
+class Mixed(Encoding):
+    """Its two masks differ in dtype where its states are no float32, of which torch warns."""
+
+    def forward(self, ids: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
+        mask = nn.Transformer.generate_square_subsequent_mask(ids.shape[1], device=ids.device)
+        padding = None if real is None else real == 0
+        result: torch.Tensor = self.encoder(self.embedding(ids), mask=mask, src_key_padding_mask=padding)
+        return result
+
+
+@pytest.mark.filterwarnings("ignore:Support for mismatched")
+def test_masks_of_two_dtypes() -> None:
+    torch.manual_seed(0)
+    base = Mixed().to(torch.bfloat16).eval()
+    model = peftc.attach(copy.deepcopy(base), spec([{"method": "lora", "at": ["q", "ffn_up"]}]))
+    torch.testing.assert_close(model(IDS, REAL), base(IDS, REAL))
+
+
 class Elsewhere(Attending):
     """Its mask is on no device that the model says, so that the meta device alone cannot run it."""
 

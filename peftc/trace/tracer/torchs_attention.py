@@ -115,7 +115,7 @@ def _separate(query: Any, key: Any, value: Any, weights: Any, bias: Any) -> tupl
 
 def _merged(attn_mask: Any, key_padding_mask: Any, query: Any, sizes: tuple[Any, Any, Any]) -> Any:
     """Both masks as one that is added to the scores: (1 or batch, 1 or heads, 1 or queries, keys)."""
-    mask, key_padding_mask = _added(attn_mask, query), _added(key_padding_mask, query)
+    mask, key_padding_mask = (canonical(m, target_type=query.dtype) for m in (attn_mask, key_padding_mask))
     batch, num_heads, keys = sizes
     if mask is not None:
         mask = mask.view(batch, num_heads, -1, keys) if mask.dim() == 3 else mask[None, None]
@@ -125,11 +125,17 @@ def _merged(attn_mask: Any, key_padding_mask: Any, query: Any, sizes: tuple[Any,
     return mask
 
 
-def _added(mask: Any, query: Any) -> Any:
-    """A mask as numbers that are added: true is what nothing attends to."""
+def canonical(
+    mask: Any, mask_name: Any = "", other_type: Any = None, other_name: Any = "", target_type: Any = None,
+    check_other: Any = True,
+) -> Any:  # fmt: skip
+    """torch.nn.functional._canonical_mask, without its warning that another mask has another dtype.
+
+    A mask as numbers that are added: true is what nothing attends to.
+    """
     if mask is None or not _is_bool(mask):
         return mask
-    return torch.zeros_like(mask, dtype=query.dtype).masked_fill_(mask, float("-inf"))
+    return torch.zeros_like(mask, dtype=target_type).masked_fill_(mask, float("-inf"))
 
 
 def _always(flag: Any) -> Any:
@@ -170,4 +176,5 @@ def on_proxies(function: Callable[..., Any], instead: Callable[..., Any]) -> Cal
 REPLACED = (
     (nn.MultiheadAttention, "forward", module_forward),
     (nn.functional, "multi_head_attention_forward", forward),
+    (nn.functional, "_canonical_mask", canonical),
 )

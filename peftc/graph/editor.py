@@ -239,9 +239,8 @@ class Editor:
 
     def _turned(self, gating: Gating, value: fx.Node) -> fx.Node:
         """What a gate reads or makes, (length, batch, ...) as (batch, length, ...) and back, where the site is so."""
-        if not gating.reads or isinstance(self._site, Embedding) or not self._site.turned:
-            return value
-        return self._follow(value, "call_method", "transpose", (value, 0, 1))
+        turned = gating.reads and not isinstance(self._site, Embedding) and self._site.turned
+        return self._follow(value, "call_method", "transpose", (value, 0, 1)) if turned else value
 
     def _anchor(self) -> tuple[fx.Node, fx.Node]:
         """The node to stand behind, and the node whose guard to share."""

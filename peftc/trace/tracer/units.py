@@ -170,10 +170,22 @@ class UnitTracer:
         for name in (n for n in parameters(self.module) if n not in self._handed):
             sides = [[c for c in calls if is_given(c, name) is given] for given in (True, False)]
             if all(sides):
-                true, false = (self._merged(side, attentions) for side in sides)
+                pairs = zip(sides, reversed(sides), strict=True)
+                true, false = (self._more_generally(own, other, name, attentions) for own, other in pairs)
                 return merge(true, false, f"{name} is not None")
         graphs = [merged_by_decisions([g for call in calls for g in self._branches(call, a)]) for a in attentions]
         return graphs[0] if len(graphs) == 1 else merge(graphs[0], graphs[1], EAGER)
+
+    def _more_generally(
+        self, calls: Sequence[Call], others: Sequence[Call], but: str, attentions: tuple[str | None, ...]
+    ) -> fx.Graph:
+        """The graph of calls, and of such that leave out what each of them gives and not all of the others do."""
+        names = [n for n in parameters(self.module) if n != but and n not in self._handed]
+        only = [n for n in names if all(is_given(c, n) for c in calls) and not all(is_given(c, n) for c in others)]
+        further = [without(calls[0], name) for name in only]
+        with suppress(*UNTRACEABLE):
+            return self._merged([*calls, *further], attentions)
+        return self._merged(calls, attentions)
 
     def _branches(self, call: Call, attention: str | None) -> list[fx.Graph]:
         """The graph of one call, and of every other way through its branches on a kind: examples have only one.

@@ -80,6 +80,21 @@ def test_what_a_cache_counts_is_no_constant() -> None:
     assert nodes["add"].args[1] is nodes["forgotten"]
 
 
+class Either(Step):
+    def forward(self, x: Tensor, mask: Tensor | None = None, cache: Counter | None = None) -> Tensor:
+        x = self.first(x)
+        if cache is not None:
+            x = x.neg()
+        return x if mask is None else x * mask[..., None]
+
+
+def test_a_mask_and_a_cache_may_both_be_left_out() -> None:
+    with installed() as session:
+        calls = (call(5, 7), call(5, 7, cache=Counter(), mask=None))
+        graph = UnitTracer(Either().to("meta"), frozenset(), calls, session).graph()
+    assert Guard("cache is not None", True) in next(n for n in graph.nodes if n.name == "neg").meta["guard"]
+
+
 class Counting(Step):
     def forward(self, x: Tensor, mask: Tensor | None = None, cache: Counter | None = None) -> Tensor:
         assert cache is not None

@@ -183,8 +183,9 @@ class UnitTracer:
         names = [n for n in parameters(self.module) if n != but and n not in self._handed]
         only = [n for n in names if all(is_given(c, n) for c in calls) and not all(is_given(c, n) for c in others)]
         further = [without(calls[0], name) for name in only]
-        with suppress(*UNTRACEABLE):
-            return self._merged([*calls, *further], attentions)
+        if further:
+            with suppress(*UNTRACEABLE):
+                return self._merged([*calls, *further], attentions)
         return self._merged(calls, attentions)
 
     def _branches(self, call: Call, attention: str | None) -> list[fx.Graph]:

@@ -475,6 +475,11 @@ class Compiled(nn.Module):
         self._lacked = set(found.missing_keys) & (added | self.kept().keys())
         found.missing_keys -= self._lacked
 
+    def _get_dtype_plan(self, dtype: torch.dtype) -> dict[str, torch.dtype]:
+        """As the base's, whose words for what stays wide may stand in the names of additions, too: those come first."""
+        own = {f"^{path}[.]": p.dtype for path in self.added for p in self.get_submodule(path).parameters()}
+        return own | super()._get_dtype_plan(dtype)
+
     @classmethod
     def from_base(
         cls,
@@ -529,15 +534,13 @@ class Compiled(nn.Module):
         """What an adapter file holds: the parameters that were added or train, with their trained values."""
         if self.holds_base:
             raise ValueError("inside disable_adapter what trains in place has the base's values: save and load outside")
-        parameters, trained = dict(self.named_parameters()), set(trained_names())
-        added = self.added_names()
-        return {name: p for name, p in parameters.items() if name in added or name in trained}
+        kept = self.added_names() | set(trained_names())
+        return {name: p for name, p in self.named_parameters() if name in kept}
 
     def base_hash(self) -> str:
         """sha256 over names, dtypes and bytes of the frozen base."""
-        kept = self.kept()
+        kept, digest = self.kept(), hashlib.sha256()
         frozen = [(name, p.detach()) for name, p in self.named_parameters() if name not in kept]
-        digest = hashlib.sha256()
         if away := {name for name, p in self.named_parameters() if p.is_meta}:
             raise ValueError(report("first accelerate.hooks.remove_hook_from_submodules(model)", {"offloaded": away}))
         for name, p in sorted(frozen, key=lambda item: item[0]):
@@ -602,10 +605,9 @@ class Compiled(nn.Module):
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
         """The base inside a `with`: its own forwards, and its own values of what trains; a head stays as it is."""
-        changed = self.in_place()
-        present = {name: p for name, p in changed.items() if not p.is_meta}
+        present = {name: p for name, p in self.in_place().items() if not p.is_meta}
         values = {name: value for name, value in self.base_values.items() if name in present}
-        if unknown := changed.keys() - values.keys():
+        if unknown := self.in_place().keys() - values.keys():
             known = "not switched off: only from_base and peftc.attach keep the base's values, of vectors in memory"
             warnings.warn(report(known, {"trained": unknown}), stacklevel=3)
         kinds = tuple(UNITS.values())

@@ -11,7 +11,8 @@ import torch
 import peftc
 from peftc.runtime import attach
 from tests.around.subjects import Subject, gradients, output, subjects
-from tests.laws import additions, move
+from tests.laws import additions, emitted, move, spec, trace
+from tests.zoo import fresh, named
 
 NARROW = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 NEAR = {torch.bfloat16: 0.15, torch.float16: 0.02}  # several roundings of numbers around one
@@ -90,3 +91,16 @@ def test_loaded_narrow(subject: Subject, dtype: torch.dtype, tmp_path: Path) -> 
     assert all(p.dtype == (torch.float32 if name in added else dtype) for name, p in model.named_parameters())
     expected = attach(subject.base().to(dtype), subject.artifact())
     assert torch.equal(output(model, subject.given()), output(expected, subject.given()))
+
+
+def test_saved_beside_weights_that_stay_wide(tmp_path: Path) -> None:
+    """What transformers keeps in float32 it finds by words, here `wo`, which `wo_lora` has in its name."""
+    tiny = named("t5")
+    _, artifact = emitted(spec([{"method": "lora", "at": "ffn_down"}], tiny, dtype="base"), trace(tiny))
+    fresh(tiny).save_pretrained(tmp_path / "base")
+    model: Any = peftc.load(artifact.write(tmp_path), base=tmp_path / "base", dtype=torch.float16)
+    model.save_pretrained(tmp_path / "whole")
+    model.save_adapter(tmp_path / "adapter")
+    again = type(model).from_pretrained(tmp_path / "whole", dtype=torch.float16)
+    assert {name: p.dtype for name, p in again.named_parameters()} == {n: p.dtype for n, p in model.named_parameters()}
+    again.load_adapter(tmp_path / "adapter")

@@ -135,6 +135,13 @@ def record_really(model: nn.Module, point: Point) -> Mapping[str, Recorded]:
     return {path: recording.calls[m] for path, m in real.named_modules() if m in recording.calls}
 
 
+def _tell_hooks(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+    """Hooks see a call that is not run too: by them transformers takes hidden states, which a model may sum up."""
+    for key, hook in module._forward_hooks.items():
+        given = (args, kwargs) if key in module._forward_hooks_with_kwargs else (args,)
+        hook(module, *given, result)
+
+
 @contextmanager
 def _watching(recording: Recording, twins: Twins, padded: bool, number: int = 0) -> Iterator[None]:
     """What a model that runs inside the block does goes into the recording."""
@@ -145,6 +152,7 @@ def _watching(recording: Recording, twins: Twins, padded: bool, number: int = 0)
         like = twins.get(module, module)
         run = (like, *(t.shape for t in tensors_in((args, kwargs)))) if module in twins else None
         if like is not module and run in returned:
+            _tell_hooks(module, args, kwargs, returned[run])
             return returned[run]
         if module not in recording.calls and _is_unit(module):
             made = dict[int, torch.Tensor]()

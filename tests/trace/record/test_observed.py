@@ -46,6 +46,26 @@ def test_a_module_that_its_model_replaces_is_no_unit() -> None:
         attached(settling(), {"method": "lora", "at": ["q"], "rank": 2})
 
 
+class Summing(Net):
+    """Weighs its states, those behind each block as a hook keeps them."""
+
+    def __init__(self, blocks: list[nn.Module]) -> None:
+        super().__init__(blocks)
+        self.weights = nn.Parameter(torch.ones(len(blocks) + 1, 1, 1, 1))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        kept: list[torch.Tensor] = [self.embedding(ids)]
+        hooks = [block.register_forward_hook(lambda *call: kept.append(call[-1])) for block in self.blocks]
+        super().forward(ids)
+        for hook in hooks:
+            hook.remove()
+        return (torch.stack(kept) * self.weights).sum(0)
+
+
+def test_hooks_see_every_block() -> None:
+    attached(Summing([Block(), Block(), Block()]).eval())
+
+
 class Windowed(Block):
     """Counts how many windows there are."""
 

@@ -25,6 +25,12 @@ def without(call: Call, name: str) -> Call:
     return tuple(replace(r, named={k: v for k, v in r.named.items() if k != name}) for r in call)
 
 
+def having(call: Call, name: str, other: Call) -> Call:
+    """The call, with one parameter as another call gives it."""
+    pairs = zip(call, other, strict=True)
+    return tuple(replace(own, named={**own.named, name: their.named[name]}) for own, their in pairs)
+
+
 def default_of(parameter: inspect.Parameter) -> object:
     """What a parameter is when nobody gives it; None too where it has no default."""
     return None if parameter.default is inspect.Parameter.empty else parameter.default

@@ -18,6 +18,7 @@ from peftc.trace.record.source import raised
 from peftc.trace.tracer.arguments import (
     arguments_of,
     gives_more,
+    having,
     is_given,
     sizes_of,
     varies_more,
@@ -179,10 +180,15 @@ class UnitTracer:
     def _more_generally(
         self, calls: Sequence[Call], others: Sequence[Call], but: str, attentions: tuple[str | None, ...]
     ) -> fx.Graph:
-        """The graph of calls, and of such that leave out what each of them gives and not all of the others do."""
+        """The graph of calls, and of such that leave out what each of them gives, or give what none of them does.
+
+        That is, where some of the others do so.
+        """
         names = [n for n in parameters(self.module) if n != but and n not in self._handed]
         only = [n for n in names if all(is_given(c, n) for c in calls) and not all(is_given(c, n) for c in others)]
+        lacked = [n for n in names if not any(is_given(c, n) for c in calls)]
         further = [without(calls[0], name) for name in only]
+        further += [having(calls[0], n, c) for n in lacked for c in [o for o in others if is_given(o, n)][:1]]
         if further:
             with suppress(*UNTRACEABLE):
                 return self._merged([*calls, *further], attentions)

@@ -88,11 +88,13 @@ class Either(Step):
         return x if mask is None else x * mask[..., None]
 
 
-def test_a_mask_and_a_cache_may_both_be_left_out() -> None:
+def test_a_mask_and_a_cache_may_both_be_left_out_or_given() -> None:
     with installed() as session:
         calls = (call(5, 7), call(5, 7, cache=Counter(), mask=None))
         graph = UnitTracer(Either().to("meta"), frozenset(), calls, session).graph()
-    assert Guard("cache is not None", True) in next(n for n in graph.nodes if n.name == "neg").meta["guard"]
+    nodes = {node.name: node for node in graph.nodes}
+    assert nodes["neg"].meta["guard"] == (Guard("cache is not None", True),)
+    assert nodes["mul"].meta["guard"] == (Guard("mask is not None", True),)
 
 
 class Counting(Step):

@@ -223,14 +223,8 @@ def test_axes_that_are_in_order_stay() -> None:
     assert {"added = added(getitem, view_as)  # lora on k", "flatten = flatten(added, -2)"} < set(lines)
 
 
-@pytest.mark.parametrize(
-    ("place", "options", "says"),
-    [((), {"is_causal": True}, "is_causal=False"), ((None, 0.0, True), {}, "dropout_p=0.0, is_causal=False")],
-    ids=["by name", "by place"],
-)
-def test_a_plain_causal_call_gets_its_mask_from_the_prefix(
-    place: tuple[Any, ...], options: dict[str, Any], says: str
-) -> None:
+@pytest.mark.parametrize(("place", "options"), [((), {"is_causal": True}), ((None, 0.0, True), {})], ids=str)
+def test_a_plain_causal_call_gets_its_mask_from_the_prefix(place: tuple[Any, ...], options: dict[str, Any]) -> None:
     graph = fx.Graph()
     _x, query, key, value = (graph.placeholder(name) for name in ("x", "query", "key", "value"))
     sdpa = nn.functional.scaled_dot_product_attention
@@ -242,7 +236,7 @@ def test_a_plain_causal_call_gets_its_mask_from_the_prefix(
         Prefix(length=2).rewrite(site, editor)
     graph.lint()
     assert statements(graph)[1].startswith("with_prefix = with_prefix(query, key, value, None, prefix, causal=True)")
-    assert statements(graph)[-1].endswith(f"(query, getitem, getitem_1, getitem_2, {says})")
+    assert statements(graph)[-1].endswith("is_causal=False)")
 
 
 def unit(layer: PostNorm | PreNorm) -> Unit:

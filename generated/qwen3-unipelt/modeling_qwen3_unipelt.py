@@ -794,26 +794,26 @@ class Compiled(nn.Module):
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
         """The base inside a `with`: its own forwards, and its own values of what trains; a head stays as it is."""
-        present = {name: p for name, p in self.in_place().items() if not p.is_meta}
-        values = {name: value for name, value in self.base_values.items() if name in present}
-        if unknown := self.in_place().keys() - values.keys():
+        changed = self.in_place()
+        values = {n: value for n, value in self.base_values.items() if n in changed and not changed[n].is_meta}
+        if unknown := changed.keys() - values.keys():
             known = "not switched off: only from_base and peftc.attach keep the base's values, of vectors in memory"
             warnings.warn(report(known, {"trained": unknown}), stacklevel=3)
         kinds = tuple(UNITS.values())
         if other := {p for p, m in self.named_modules() if isinstance(m, kinds) and type(m) not in kinds}:
             raise ValueError(report("not switched off: something has changed classes", {"changed": other}))
         units = [(module, type(module)) for module in self.modules() if type(module) in kinds]
-        trained, before = {name: present[name].data for name in values}, self.holds_base
+        trained, before = {name: changed[name].data for name in values}, self.holds_base
         try:
             for module, unit in units:
                 become(module, unit.__bases__[0])
-            give(present, values)
+            give(changed, values)
             self.holds_base = bool(values) or before
             yield
         finally:
             for module, unit in units:
                 become(module, unit)
-            give(present, trained)
+            give(changed, trained)
             self.holds_base = before
 
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from peftc.emit.imports import arranged, of_module
 from peftc.emit.literal import literal
-from peftc.emit.sources import Pasted, digest, has_text, paste, stood_on
+from peftc.emit.sources import Pasted, digest, paste, stood_on
 from peftc.emit.units import Class, call_text, class_text, classes, docstring, placed
 from peftc.errors import PeftcError, Problem
 from peftc.rewrite.program import Program
@@ -38,6 +38,7 @@ class Heading:
     stored: int
 
 
+# What the model's class has beside its `share` where torch would otherwise pass by its units.
 _SLOWLY = """\
     def attach(self):
         for module in self.modules():
@@ -94,8 +95,8 @@ def stood_upon(program: Program) -> dict[str, dict[str, str]]:
     hashes: dict[str, dict[str, str]] = {}
     for key in sorted(found):
         module, _, name = key.partition(":")
-        if "." not in name and has_text(found[key]):
-            hashes.setdefault(module, {})[name] = digest(found[key])
+        if "." not in name and (value := digest(found[key])):
+            hashes.setdefault(module, {})[name] = value
     return hashes
 
 

@@ -104,17 +104,12 @@ def _visit(name: str, pieces: Mapping[str, Piece], ordered: dict[str, Piece]) ->
 
 
 @cache
-def digest(thing: type | FunctionType) -> str:
-    """sha256 of a source text, as `inspect.getsource` gives it."""
-    return hashlib.sha256(_text(thing).encode()).hexdigest()
-
-
-def has_text(thing: type | FunctionType) -> bool:
-    """Whether there is a source text: there is none of what was executed from a string, or of a class in a notebook."""
+def digest(thing: type | FunctionType) -> str | None:
+    """sha256 of a source text, as `inspect.getsource` gives it; None of a class in a notebook, which has none."""
     try:
-        return bool(_text(thing))
+        return hashlib.sha256(_text(thing).encode()).hexdigest()
     except (OSError, TypeError):
-        return False
+        return None
 
 
 def _text(thing: type | FunctionType) -> str:

@@ -16,8 +16,8 @@ OPTIONS = ("dropout_p", "is_causal", "scale", "enable_gqa")  # of torch's attent
 
 
 def first(node: fx.Node) -> fx.Node:
-    """The x of a module's call."""
-    x = node.args[0] if node.args else next(iter(node.kwargs.values()))
+    """The x of a module's call, or of torch's `linear`."""
+    x = node.args[0] if node.args else node.kwargs.get("input", next(iter(node.kwargs.values())))
     if not isinstance(x, fx.Node):
         raise Defect(f"{node.name} is called on {x!r}, which is no tensor")
     return x

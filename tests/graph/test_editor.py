@@ -223,12 +223,12 @@ def test_axes_that_are_in_order_stay() -> None:
     assert {"added = added(getitem, view_as)  # lora on k", "flatten = flatten(added, -2)"} < set(lines)
 
 
-@pytest.mark.parametrize(("place", "options"), [((), {"is_causal": True}), ((None, 0.0, True), {})], ids=str)
-def test_a_plain_causal_call_gets_its_mask_from_the_prefix(place: tuple[Any, ...], options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("place", "rate"), [((), ""), ((None, 0.0, True), "dropout_p=0.0, ")])
+def test_a_plain_causal_call_gets_its_mask_from_the_prefix(place: tuple[Any, ...], rate: str) -> None:
     graph = fx.Graph()
     _x, query, key, value = (graph.placeholder(name) for name in ("x", "query", "key", "value"))
     sdpa = nn.functional.scaled_dot_product_attention
-    graph.output(graph.call_function(sdpa, (query, key, value, *place), options))
+    graph.output(graph.call_function(sdpa, (query, key, value, *place), {} if place else {"is_causal": True}))
     name = next(node.name for node in graph.nodes if node.target is sdpa)
     site = Attention("attention", name, "key", "x", 6, 6, 6, hides=True)
     editor = Editor(graph)
@@ -236,7 +236,7 @@ def test_a_plain_causal_call_gets_its_mask_from_the_prefix(place: tuple[Any, ...
         Prefix(length=2).rewrite(site, editor)
     graph.lint()
     assert statements(graph)[1].startswith("with_prefix = with_prefix(query, key, value, None, prefix, causal=True)")
-    assert statements(graph)[-1].endswith("is_causal=False)")
+    assert statements(graph)[-1].endswith(f"(query, getitem, getitem_1, getitem_2, {rate}is_causal=False)")
 
 
 def unit(layer: PostNorm | PreNorm) -> Unit:

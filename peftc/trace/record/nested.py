@@ -26,7 +26,7 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
 def made_of(value: Any) -> dict[str, Any]:
     """What a dataclass or a named tuple was made of, by name; nothing of another, or one that holds more than that."""
     if isinstance(value, tuple):
-        return value._asdict() if hasattr(value, "_asdict") else {}
+        return {name: getattr(value, name) for name in getattr(value, "_fields", ())}
     if not is_dataclass(value) or isinstance(value, type):
         return {}
     given = {field.name: getattr(value, field.name) for field in fields(value) if field.init}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from traceback import walk_tb
 
 from torch import nn
@@ -104,15 +105,15 @@ def observe(model: nn.Module) -> Observed:
 
 def _runs(model: nn.Module, alike: Twins) -> Runs:
     """The recordings of a model at the example points: on numbers where it fails without, or attends to nothing."""
+    again = partial(on_numbers, model, lambda: _recordings(model, alike), (PeftcError,))
     try:
         found = _recordings(model, alike)
     except PeftcError:
-        if found := on_numbers(model, lambda: _recordings(model, alike), (PeftcError,)) or {}:
-            return found
+        if numbered := again():
+            return numbered
         raise
-    if any(map(_is_idle, found.get(SCENARIOS[0], ()))):
-        return on_numbers(model, lambda: _recordings(model, alike), (PeftcError,)) or found
-    return found
+    idle = any(map(_is_idle, found.get(SCENARIOS[0], ())))
+    return (again() if idle else None) or found
 
 
 def _is_idle(recording: Recording) -> bool:

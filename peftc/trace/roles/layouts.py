@@ -120,5 +120,8 @@ def sized_by(node: fx.Node) -> set[fx.Node]:
     found, numbers = set[fx.Node](), [n for n in node.all_input_nodes if not dataflow.holds_tensor(n)]
     while numbers:
         for read in numbers.pop().all_input_nodes:
-            found.add(read) if dataflow.holds_tensor(read) else numbers.append(read)
+            if dataflow.holds_tensor(read):
+                found.add(read)
+            else:
+                numbers.append(read)
     return found

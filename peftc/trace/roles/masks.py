@@ -16,12 +16,9 @@ from peftc.trace.roles.views import View, parameter_behind
 
 def mask_behind(view: View, mask: fx.Node | None) -> str | None:
     """The parameter that a mask is made from; None where it says otherwise which keys are real, or not that alone."""
-    given = None if mask is None else parameter_behind(view, mask)
-    if mask is None or given is None:
+    if mask is None or (given := parameter_behind(view, mask)) is None:
         return None
-    if mask is not given and not _says_the_same(view, given, mask):
-        return None
-    return str(given.target)
+    return str(given.target) if mask is given or _says_the_same(view, given, mask) else None
 
 
 def _says_the_same(view: View, given: fx.Node, mask: fx.Node) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
-from peftc.graph import dataflow
+from peftc.graph import dataflow, slots
 from peftc.graph.sites import Projection
 from peftc.trace.record.feeds import POINTS
 from peftc.trace.tracer.values import fail
@@ -106,7 +106,7 @@ def _handed(unit: nn.Module, node: fx.Node) -> Matrix | None:
     if not isinstance(whole, fx.Node) or whole.op != "get_attr" or whole.meta["value"][0].dim() != 2:
         return None
     owner, _, name = str(whole.target).rpartition(".")
-    sizes = (read_width(node), width_of(node))
+    sizes = (width_of(slots.first(node)), width_of(node))
     if whole is weight and name == "weight" and owner:
         return Matrix(owner, *sizes, getattr(unit.get_submodule(owner), "bias", None) is not None)
     return Matrix(str(whole.target), *sizes, False, True, tuple(moves))
@@ -149,9 +149,7 @@ def output_projection(view: View, node: fx.Node) -> Iterator[Projection]:
 
 
 def read_by(view: View, name: str) -> fx.Node:
-    node = find(view.graph, name)
-    assert isinstance(node.args[0], fx.Node)
-    return node.args[0]
+    return slots.first(find(view.graph, name))
 
 
 def find(graph: fx.Graph, name: str) -> fx.Node:
@@ -161,13 +159,6 @@ def find(graph: fx.Graph, name: str) -> fx.Node:
 
 def width_of(node: fx.Node) -> int:
     return int(node.meta["value"][0].shape[-1])
-
-
-def read_width(node: fx.Node) -> int:
-    """The width of what a call of `linear` maps."""
-    x = node.kwargs.get("input", *node.args[:1])
-    assert isinstance(x, fx.Node)
-    return width_of(x)
 
 
 def has_features(node: fx.Node) -> bool:

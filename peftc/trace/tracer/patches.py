@@ -81,7 +81,7 @@ def installed() -> Iterator[Session]:
         stack.enter_context(patched(torch.autograd.Function, "apply", classmethod(_function_apply(session))))
         stack.enter_context(patched(math, "sqrt", _root(math.sqrt)))
         for owner, name, own in torchs_attention.REPLACED:
-            stack.enter_context(patched(owner, name, torchs_attention.on_proxies(getattr(owner, name), own)))
+            stack.enter_context(patched(owner, name, torchs_attention.replaced(getattr(owner, name), own)))
         for name in (*UNDISPATCHED, *CRASHING):
             stack.enter_context(patched(torch, name, _factory(session, getattr(torch, name))))
         yield session

@@ -26,7 +26,7 @@ def module_forward(
 ) -> Any:  # fmt: skip
     """torch.nn.MultiheadAttention.forward, without its faster way for inference."""
     need_weights, average_attn_weights = _always(need_weights), _always(average_attn_weights)
-    own_value, own_key = not is_same(value, key), not is_same(key, query)
+    own_value, own_key = not _is_same(value, key), not _is_same(key, query)
     states = query.transpose(0, 1) if self.batch_first else query
     key_states = states if not own_key else key.transpose(0, 1) if self.batch_first else key
     value_states = key_states if not own_value else value.transpose(0, 1) if self.batch_first else value
@@ -155,15 +155,15 @@ def _is_bool(mask: Any) -> bool:
     return bool((mask if given or source is None else mask.points[0]).dtype == torch.bool)
 
 
-def is_same(one: Any, other: Any) -> bool:
+def _is_same(one: Any, other: Any) -> bool:
     """Whether two arguments are one tensor in every call, which the emitted code checks."""
     if one is other or type(one) is not Value or type(other) is not Value:
         return one is other
     return bool(one.tracer.create_proxy("call_function", operator.is_, (one, other), {}))
 
 
-def on_proxies(function: Callable[..., Any], instead: Callable[..., Any]) -> Callable[..., Any]:
-    """Another function where a proxy is given."""
+def replaced(function: Callable[..., Any], instead: Callable[..., Any]) -> Callable[..., Any]:
+    """Another function where a value of a trace is given."""
 
     @functools.wraps(function)
     def chosen(*args: Any, **kwargs: Any) -> Any:

@@ -85,7 +85,7 @@ class Tracer(fx.proxy.TracerBase):
         output = self.graph.output(self.create_arg(result))
         if any(map(is_cut, output.all_input_nodes)) and torch.is_grad_enabled():
             fail("it turns off the gradients of what it returns")
-        if isinstance(result, tuple) and type(result) not in (tuple, Value) and not made_of(result):
+        if isinstance(result, tuple) and type(result) is not tuple and not isinstance(output.args[0], fx.Node):
             fail(f"it returns a {type(result).__name__}")
         output.meta.update(key=("output",), names=[])
         self.live.restore(given)
@@ -102,7 +102,7 @@ class Tracer(fx.proxy.TracerBase):
     # -- nodes ---------------------------------------------------------------------------------------------------
 
     def create_arg(self, a: Any) -> Any:
-        a = next((value for number, value in self.limits if number is a), a)
+        a = next((value for number, value in self.limits if number is a), a) if type(a) is float else a
         if type(a) is Value:
             return a.node
         if isinstance(a, nn.Module):

@@ -186,9 +186,10 @@ class UnitTracer:
         """
         names = [n for n in parameters(self.module) if n != but and n not in self._handed]
         only = [n for n in names if all(is_given(c, n) for c in calls) and not all(is_given(c, n) for c in others)]
+        givers = {n: next((c for c in others if is_given(c, n)), None) for n in names}
         lacked = [n for n in names if not any(is_given(c, n) for c in calls)]
-        further = [without(calls[0], name) for name in only]
-        further += [having(calls[0], n, c) for n in lacked for c in [o for o in others if is_given(o, n)][:1]]
+        further = [without(calls[0], n) for n in only]
+        further += [having(calls[0], n, giver) for n in lacked if (giver := givers[n])]
         if further:
             with suppress(*UNTRACEABLE):
                 return self._merged([*calls, *further], attentions)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -92,13 +92,25 @@ class Naming(nn.Module):
         return Pair((x, x * 2))
 
 
+class Both(NamedTuple):
+    pair: tuple[torch.Tensor, torch.Tensor]
+
+
+class Nesting(nn.Module):
+    def forward(self, x: torch.Tensor) -> Both:
+        return Both((x, x * 2))
+
+
 class Ungraded(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             return x * 2
 
 
-@pytest.mark.parametrize(("module", "said"), [(Naming(), "returns a Pair"), (Ungraded(), "turns off the gradients")])
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [(Naming(), "returns a Pair"), (Nesting(), "returns a Both"), (Ungraded(), "turns off the gradients")],
+)
 def test_what_an_emitted_forward_would_lose_is_refused(module: nn.Module, said: str) -> None:
     with pytest.raises(TraceFailure, match=said):
         seen(module, 4)

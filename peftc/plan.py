@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from torch import nn
-
-from peftc import legality
+from peftc import legality, notes
 from peftc.attributes import Attributes, numbers
 from peftc.errors import Problem, raise_all
-from peftc.graph.sites import Layer, Site, Trace, Unit, within
+from peftc.graph.sites import Layer, Site, Trace, Unit
 from peftc.identity import plan_hash, rank, settings
 from peftc.methods.additive import Additive
 from peftc.methods.base import Method
 from peftc.methods.call import Cost, ModuleCall, SharedModule
 from peftc.selection import chosen, trained_parts
-from peftc.selectors import Entry, Spot, Taken, numbered
+from peftc.selectors import Entry, Spot, Taken
 from peftc.spec.schema import Spec
 
 
@@ -97,13 +95,10 @@ def resolve(spec: Spec, trace: Trace) -> Plan:
         gates=_gates(placements, attributes),
         shared=_shared(placements, trace, attributes),
         selections=(*selections, *([Selection(None, "train", parts)] if parts else ())),
-        notes=(
-            *_notes(spec), *(note for entry in entries for note in entry.notes()), *_no_layers(trace),
-            *_last_sublayers(placements, trace), *_unread(placements, trace), *_first_outputs(placements),
-        ),
+        notes=(),
         hash="",
-    )  # fmt: skip
-    return replace(plan, hash=plan_hash(plan))
+    )
+    return replace(plan, notes=notes.of(plan, entries), hash=plan_hash(plan))
 
 
 def _in_file_order(problems: Sequence[Problem]) -> list[Problem]:
@@ -200,50 +195,3 @@ def _shared(placements: Sequence[Placement], trace: Trace, attributes: Attribute
             name = f"{members[0].method.method}_trunk" + (f"_{tower}" if several and tower else "")
             found.append(PlacedShared(tower, attributes.at("", name), module, tuple(members)))
     return tuple(found)
-
-
-def _notes(spec: Spec) -> tuple[str, ...]:
-    methods = sorted(spec.methods, key=lambda m: (rank(m), settings(m)))
-    return tuple(dict.fromkeys(note for method in methods for note in method.notes()))
-
-
-def _no_layers(trace: Trace) -> Iterator[str]:
-    """A note for each list of blocks without attention, which perhaps nothing runs: no layers, and without sites."""
-    taken = [path for layer in trace.layers for path in layer.paths]
-    for name, module in trace.model.named_modules():
-        if not isinstance(module, nn.ModuleList) or any(within(name, path) for path in taken):
-            continue
-        blocks = {child: f"{name}.{child}" for child, block in module.named_children() if _is_block(block)}
-        others = [child for child, path in blocks.items() if not any(within(layer, path) for layer in taken)]
-        if others:
-            taken += [blocks[child] for child in others]
-            unfed = next((f"; {p} was not run: {why}" for p, why in trace.unfed.items() if within(name, p)), "")
-            yield f"{name}: no attention was found in {', '.join(others)}: no layers; modules: reaches them{unfed}"
-
-
-def _last_sublayers(placements: Sequence[Placement], trace: Trace) -> Iterator[str]:
-    """The towers without any attention where something stands at `ffn`, which is no feed-forward for certain."""
-    attending = {layer.tower for layer in trace.layers if layer.attends}
-    used = [p.layer.tower for p in placements if p.layer and p.site.name == "ffn" and p.layer.tower not in attending]
-    for tower in dict.fromkeys(used):
-        yield f"nothing attends in the {tower}: ffn is the last sublayer of a layer, whatever it mixes"
-
-
-def _unread(placements: Sequence[Placement], trace: Trace) -> Iterator[str]:
-    """The layers where something stands, though the model makes nothing of what they return."""
-    used = [p.layer for p in placements if p.layer and p.layer.path in trace.unread]
-    for tower in dict.fromkeys(layer.tower for layer in used):
-        layers = {layer.index: layer for layer in used if layer.tower == tower}
-        yield f"no gradient reaches {numbered(list(layers.values()))} of the {tower}: what stands there never trains"
-
-
-def _first_outputs(placements: Sequence[Placement]) -> Iterator[str]:
-    """The blocks that add several outputs of one name, of which the first alone is a place."""
-    several = [p for p in placements if sum(site.name == p.site.name for site in p.unit.sites) > 1]
-    for base, name in dict.fromkeys((p.unit.base.__name__, p.site.name) for p in several):
-        yield f"{base} attends several times: {name} is what the first attention adds"
-
-
-def _is_block(module: nn.Module) -> bool:
-    """Whether a module is made of others, with a linear map among them."""
-    return any(True for _ in module.children()) and any(isinstance(m, nn.Linear) for m in module.modules())

@@ -182,6 +182,8 @@ class Entry:
             hints.append(f"{name!r} is in {numbered(having)} of the {first.tower}")
         if glob := glob_of(name, self.method, self.trace):
             hints.insert(0, f'for modules of this name write modules: "{glob}"')
+        if name.startswith("cross.") and not any("cross.attention" in o.site_names() for o in self.trace.layers):
+            hints.append("no attention here reads another sequence")
         hints += [*instead(name, first, self.method, self.trace), *untraced(first, self.trace)]
         lacks = f"{which}{',' * (which is one)} has no site {name!r}"
         if not (first.attends or _is_of_feed(name) or name == EMBEDDING):

@@ -22,7 +22,7 @@ RANKS = (
     ("trace",),
     ("hints",),
     ("attributes", "identity", "selectors"),
-    ("legality",),
+    ("legality", "notes"),
     ("selection",),
     ("plan",),
     ("rewrite",),

@@ -41,9 +41,14 @@ class Gate(BaseModel):
         return READS.get(self.kind, ("x",))
 
     @property
+    def averages(self) -> bool:
+        """Whether its value is for an example: an average over the positions."""
+        return self.kind not in ("token", "constant")
+
+    @property
     def _mixes(self) -> bool:
         """Whether its value is for an example, or made where batch and length may be two axes."""
-        return self.kind != "constant" and (self.kind != "token" or self.scope == "layer")
+        return self.averages or (self.kind == "token" and self.scope == "layer")
 
     def refusal(self, site: Site) -> str | None:
         """Why no method can be gated so at a site, or None."""
@@ -52,7 +57,7 @@ class Gate(BaseModel):
                 f"{site.name} is not known to have batch and length in two axes, where a {self.kind} gate of scope "
                 f"{self.scope} cannot tell the examples apart: use a constant gate, or a token gate of scope site"
             )
-        if self.kind in ("token", "constant"):
+        if not self.averages:
             return None
         if site.causal:
             return (

@@ -9,15 +9,16 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from peftc.errors import PeftcError
-from peftc.graph.sites import Parameter, Trace
+from peftc.graph.sites import Parameter, Trace, Unit, dotted
 from peftc.trace.record.causal import Loaded, looking_back
 from peftc.trace.record.gradient_reach import reached, reaches, unreached
 from peftc.trace.record.model import UNBUILT, build, shallow, skeleton, smaller
 from peftc.trace.record.observed import observe
 from peftc.trace.record.state import unchanged
 from peftc.trace.roles.layers import layers
-from peftc.trace.roles.norms import is_norm
+from peftc.trace.roles.norms import gains, is_norm
 from peftc.trace.roles.singles import singles
+from peftc.trace.roles.views import View
 from peftc.trace.tracer.patches import installed
 from peftc.trace.tracer.values import TraceFailure
 
@@ -68,12 +69,20 @@ def _found(model: nn.Module, loaded: Loaded) -> Trace:
     units = tuple(dict.fromkeys(unit for layer in found for _, unit in layer.units))
     names = tuple(name for name, _ in model.named_modules() if name)
     others, fixed = singles(model, found, observed, looks_back)
-    known = parameters(model, carrying)
+    normed = {dotted(path, gain) for unit in units for gain in _gains(model, unit) for path in unit.paths}
+    known = parameters(model, carrying, normed)
     return Trace(model, units, found, others, known, names, untraced, fixed, observed.submodels, observed.unfed, unread)
 
 
-def parameters(model: nn.Module, carrying: Set[nn.Parameter]) -> Mapping[str, Parameter]:
-    """Every parameter once, under its first name, with what it is to the selective methods."""
+def _gains(model: nn.Module, unit: Unit) -> tuple[str, ...]:
+    return tuple(gains(View.of(model.get_submodule(unit.paths[0]), unit.graph, lambda: False)))
+
+
+def parameters(model: nn.Module, carrying: Set[nn.Parameter], normed: Set[str]) -> Mapping[str, Parameter]:
+    """Every parameter once, under its first name, with what it is to the selective methods.
+
+    `carrying` are those that a gradient reaches; `normed` those of norms that are no modules.
+    """
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
@@ -83,7 +92,8 @@ def parameters(model: nn.Module, carrying: Set[nn.Parameter]) -> Mapping[str, Pa
     for key, same in names.items():
         first = next((n for n in same if n.startswith(body)), same[0])
         owner, _, leaf = first.rpartition(".")
-        norm, shape = is_norm(model.get_submodule(owner)), tuple(model.get_parameter(first).shape)
+        norm = is_norm(model.get_submodule(owner)) or not normed.isdisjoint(same)
+        shape = tuple(model.get_parameter(first).shape)
         bias, head = leaf.endswith("bias") and key in reaching, not first.startswith(body)
         found[first] = Parameter(first, shape, bias, norm, head, tuple(same))
     return found

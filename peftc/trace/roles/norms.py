@@ -45,6 +45,27 @@ def norm_behind(view: View, start: fx.Node) -> fx.Node | None:
     return next((way[-1] for way in _necks(view, start) if _is_one(start, way)), None)
 
 
+def gains(view: View) -> Iterator[str]:
+    """The vectors of a unit that a norm which is written out applies, and which no module has for it."""
+    for node in view.graph.nodes:
+        held = dataflow.example(node) if node.op == "get_attr" else None
+        if isinstance(held, torch.Tensor) and held.dim() == 1 and _is_gain(view, node):
+            yield str(node.target)
+
+
+def _is_gain(view: View, vector: fx.Node) -> bool:
+    """Whether the operation in which a vector meets other numbers is the last of a norm."""
+    own = dataflow.reached(view.flow, vector)
+    joined = (n for n in sorted(own) if any(t not in own and t.op != "get_attr" for t in dataflow.tensors(n)))
+    meeting = next(joined, None)
+    if meeting is None:
+        return False
+    back = view.flow.reverse(copy=False)
+    computed = {n for n in dataflow.reached(back, meeting) if n.op != "get_attr"}
+    nearest = sorted(computed - own)[-LONGEST:]
+    return any(_is_one(source, sorted(computed - dataflow.reached(back, source))) for source in nearest)
+
+
 def _necks(view: View, start: fx.Node) -> Iterator[list[fx.Node]]:
     """The operations on a value and weights alone, up to each of them that is all that is read of them later."""
     way: list[fx.Node] = []

@@ -115,3 +115,25 @@ class Split(Post):
 def test_what_makes_several_tensors_is_no_norm() -> None:
     ffn = sites(Split("own"), WIDTH)["ffn"]
     assert isinstance(ffn, Sublayer) and ffn.norm is None
+
+
+class Pre(Post):
+    """Norms before each sublayer, one gain stored less one, one shift; what the feed-forward adds is scaled."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__(how)
+        self.gain, self.shift, self.scale = (nn.Parameter(torch.zeros(WIDTH)) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.normed(x, 1 + self.gain))
+        normed = self.normed(x, self.second) + self.shift
+        made: Tensor = x + self.scale * self.down(functional.relu(self.up(normed)))
+        return made
+
+
+@pytest.mark.parametrize("how", ["function", "own", "written"])
+def test_gains_of_norms_that_are_no_modules_train(how: str) -> None:
+    for block, gains in ((Post(how), ("first", "second")), (Pre(how), ("gain", "second", "shift"))):
+        model = peftc.attach(Net([block]).eval(), spec([{"method": "norm"}]))
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        assert trained == {f"blocks.0.{name}" for name in gains}

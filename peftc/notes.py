@@ -1,0 +1,102 @@
+"""What a plan says beside its placements: what is inert, what is left out, what is other than its name lets expect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from torch import fx, nn
+
+from peftc.graph.sites import Attention, Embedding, Projection, Site, Sublayer, Trace, dotted, within
+from peftc.identity import rank, settings
+from peftc.selectors import Entry, numbered
+from peftc.spec.patterns import compress
+from peftc.trace.record.feeds import POINTS
+
+if TYPE_CHECKING:
+    from peftc.plan import Placement, Plan
+
+
+def of(plan: Plan, entries: Sequence[Entry]) -> tuple[str, ...]:
+    """The notes of a plan: of its methods, of its entries, of the base, and of what stands where."""
+    placements, trace = plan.placements, plan.trace
+    methods = sorted(plan.spec.methods, key=lambda m: (rank(m), settings(m)))
+    return (
+        *dict.fromkeys(note for method in methods for note in method.notes()),
+        *(note for entry in entries for note in entry.notes()),
+        *_no_layers(trace),
+        *_last_sublayers(placements, trace),
+        *_unread(placements, trace),
+        *_first_outputs(placements),
+        *_rows(placements),
+        *_trained_below(plan),
+    )
+
+
+def _no_layers(trace: Trace) -> Iterator[str]:
+    """A note for each list of blocks without attention, which perhaps nothing runs: no layers, and without sites."""
+    taken = [path for layer in trace.layers for path in layer.paths]
+    for name, module in trace.model.named_modules():
+        if not isinstance(module, nn.ModuleList) or any(within(name, path) for path in taken):
+            continue
+        blocks = {child: f"{name}.{child}" for child, block in module.named_children() if _is_block(block)}
+        others = [child for child, path in blocks.items() if not any(within(layer, path) for layer in taken)]
+        if others:
+            taken += [blocks[child] for child in others]
+            unfed = next((f"; {p} was not run: {why}" for p, why in trace.unfed.items() if within(name, p)), "")
+            yield f"{name}: no attention was found in {', '.join(others)}: no layers; modules: reaches them{unfed}"
+
+
+def _is_block(module: nn.Module) -> bool:
+    """Whether a module is made of others, with a linear map among them."""
+    return any(True for _ in module.children()) and any(isinstance(m, nn.Linear) for m in module.modules())
+
+
+def _last_sublayers(placements: Sequence[Placement], trace: Trace) -> Iterator[str]:
+    """The towers without any attention where something stands at `ffn`, which is no feed-forward for certain."""
+    attending = {layer.tower for layer in trace.layers if layer.attends}
+    used = [p.layer.tower for p in placements if p.layer and p.site.name == "ffn" and p.layer.tower not in attending]
+    for tower in dict.fromkeys(used):
+        yield f"nothing attends in the {tower}: ffn is the last sublayer of a layer, whatever it mixes"
+
+
+def _unread(placements: Sequence[Placement], trace: Trace) -> Iterator[str]:
+    """The layers where something stands, though the model makes nothing of what they return."""
+    used = [p.layer for p in placements if p.layer and p.layer.path in trace.unread]
+    for tower in dict.fromkeys(layer.tower for layer in used):
+        layers = {layer.index: layer for layer in used if layer.tower == tower}
+        yield f"no gradient reaches {numbered(list(layers.values()))} of the {tower}: what stands there never trains"
+
+
+def _first_outputs(placements: Sequence[Placement]) -> Iterator[str]:
+    """The blocks that add several outputs of one name, of which the first alone is a place."""
+    several = [p for p in placements if sum(site.name == p.site.name for site in p.unit.sites) > 1]
+    for base, name in dict.fromkeys((p.unit.base.__name__, p.site.name) for p in several):
+        yield f"{base} attends several times: {name} is what the first attention adds"
+
+
+def _rows(placements: Sequence[Placement]) -> Iterator[str]:
+    """The units in which an example is several rows, each with a number of its own from a gate that averages."""
+    gated = [(p, p.method.gate.kind) for p in placements if p.method.gate and p.method.gate.averages]
+    split = ((p.unit.base.__name__, kind) for p, kind in gated if _is_split(p.unit.graph, p.site))
+    for base, kind in dict.fromkeys(split):
+        yield f"an example is several rows in {base}, such as windows: a {kind} gate is one number for each of them"
+
+
+def _is_split(graph: fx.Graph, site: Site) -> bool:
+    name = site.input if isinstance(site, Attention | Sublayer) else site.node
+    values = next((n.meta.get("value", ()) for n in graph.nodes if n.name == name), ())
+    pairs = [(len(value), point.batch) for value, point in zip(values, POINTS, strict=False)]
+    return bool(pairs) and all(rows > batch and rows % batch == 0 for rows, batch in pairs)
+
+
+def _trained_below(plan: Plan) -> Iterator[str]:
+    """The weights that train themselves below what is added to them."""
+    known = plan.trace.parameters
+    trained = {alias for selection in plan.selections for name in selection.names for alias in known[name].names}
+    found: dict[str, dict[str, None]] = {}
+    for p in plan.placements:
+        if isinstance(p.site, Projection | Embedding) and (name := dotted(p.path, p.site.module, "weight")) in trained:
+            found.setdefault(p.method.method, {})[name] = None
+    for method, names in found.items():
+        yield f"{method} stands on what trains whole by itself: {', '.join(compress(names))}"

@@ -1,0 +1,52 @@
+"""What a plan says where a gate, or what a method stands on, is other than it looks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    PreTrainedModel,
+    SwinConfig,
+    SwinModel,
+)
+
+from peftc.errors import PeftcError
+from peftc.plan import resolve
+from peftc.trace import trace_model
+from tests.laws import spec
+from tests.trace.nets import Block, made
+
+TINY: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 20}
+SWIN = SwinConfig(embed_dim=8, depths=[1], num_heads=[2], image_size=32, patch_size=2, window_size=4)
+
+
+def notes(model: Any, *entries: dict[str, Any], train: list[str] | None = None) -> tuple[str, ...]:
+    written = spec([*entries], train=train) if train else spec([*entries])
+    return resolve(written, trace_model(model)).notes
+
+
+def test_a_gate_that_averages_over_a_part_of_an_example() -> None:
+    windows = "an example is several rows in {}, such as windows: a sequence gate is one number for each of them"
+    gated = {"method": "lora", "at": "q", "rank": 2, "gate": "sequence"}
+    inert = "lora: where a gate stands, alpha and scaling are inert: it replaces them"
+    assert notes(SwinModel(SWIN), gated) == (inert, windows.format("SwinAttention"))
+    assert notes(SwinModel(SWIN), {**gated, "gate": "token"}) == (inert,)
+    adapter = {"method": "adapter", "bottleneck": 2, "gate": "sequence"}
+    assert notes(SwinModel(SWIN), adapter) == ()
+    assert notes(made(Block), adapter) == ()
+
+
+def test_a_map_that_trains_whole_below_an_addition() -> None:
+    model: PreTrainedModel = BertForSequenceClassification(BertConfig(**TINY, vocab_size=50))
+    lora = {"method": "lora", "modules": ["classifier", "bert.pooler.dense"]}
+    assert notes(model, lora, train=["head"]) == ("lora stands on what trains whole by itself: classifier.weight",)
+    assert notes(model, lora, {"method": "bitfit"}) == ()
+
+
+def test_where_nothing_reads_another_sequence_a_hint_says_so() -> None:
+    model: PreTrainedModel = BertForSequenceClassification(BertConfig(**TINY, vocab_size=50))
+    with pytest.raises(PeftcError, match="; no attention here reads another sequence"):
+        notes(model, {"method": "lora", "at": "cross.v"})

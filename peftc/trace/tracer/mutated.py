@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import builtins
-import copy
 import operator
 from typing import Any
 
 from torch import fx, nn
 
 from peftc.graph.branches import assume, enter, inputs, leave
+from peftc.trace.record.memo import Held
 from peftc.trace.tracer.values import Point, is_plain
 
 LOOKS = (getattr, builtins.isinstance, operator.getitem, operator.is_, operator.is_not, assume, enter, leave)
 State = dict[fx.Node, tuple[Point, Point]]
-Held = dict[fx.Node, Point]
 
 
 class Live:
@@ -27,19 +26,16 @@ class Live:
         if _holds_objects(node.meta["value"][0]):
             self.nodes.append(node)
 
-    def held(self, target: Any, args: Any, kwargs: Any) -> tuple[Held, Held] | None:
-        """What a node is computed with at both points: the objects to look at, copies to change; None without any."""
-        given = [node for node in inputs((args, kwargs)) if node in self.nodes]
-        if not given:
-            return None
+    def held(self, args: Any, kwargs: Any) -> Held:
+        """The objects that a node is computed with; none where it is given none of them."""
+        if not any(node in self.nodes for node in inputs((args, kwargs))):
+            return {}, {}
         first, second = ({node: node.meta["value"][point] for node in self.nodes} for point in (0, 1))
-        if target in LOOKS:
-            return first, second
-        return _copied(first), _copied(second)
+        return first, second
 
-    def left(self, held: tuple[Held, Held]) -> None:
+    def left(self, held: Held) -> None:
         """What a node has made of what it was given is what later ones find."""
-        for node in self.nodes:
+        for node in held[0]:
             node.meta["value"] = (held[0][node], held[1][node])
 
     def state(self) -> State:
@@ -50,11 +46,6 @@ class Live:
         self.nodes = list(state)
         for node, points in state.items():
             node.meta["value"] = points
-
-
-def _copied(held: Held) -> Held:
-    """Copies of objects, of which parts of one another are so again."""
-    return dict(zip(held, copy.deepcopy(list(held.values())), strict=True))
 
 
 def _holds_objects(value: object) -> bool:

@@ -15,17 +15,16 @@ from torch import fx, nn
 
 from peftc.graph.branches import SelfReference, assume, attribute, enter, inputs, leave
 from peftc.graph.sites import dotted
-from peftc.trace.record.memo import Remembered
+from peftc.trace.record.memo import Held, Remembered
 from peftc.trace.record.nested import made_of
 from peftc.trace.record.source import told
 from peftc.trace.record.state import held, is_stacked, numbers_set, restored
 from peftc.trace.tracer.constants import axis_read, constant, is_cut, is_none, sized
 from peftc.trace.tracer.frames import caller, note_names, source_key, stored, tuples
 from peftc.trace.tracer.keywords import each_once, reads, wanted
-from peftc.trace.tracer.mutated import Live, State
+from peftc.trace.tracer.mutated import LOOKS, Live, State
 from peftc.trace.tracer.none_sources import absent
 from peftc.trace.tracer.values import (
-    EMPTY,
     EXTRA,
     Answer,
     Argument,
@@ -152,19 +151,18 @@ class Tracer(fx.proxy.TracerBase):
             self.paused -= 1
 
     def _evaluate(self, kind: str, target: Any, args: Any, kwargs: Any) -> tuple[Point, Point]:
-        held = self.live.held(target, args, kwargs)
+        held = self.live.held(args, kwargs)
 
-        def compute() -> tuple[Point, Point]:
-            own = held or (EMPTY, EMPTY)
+        def compute(own: Held) -> tuple[Point, Point]:
             first, second = (evaluate(self.unit, kind, target, args, kwargs, point, own[point]) for point in (0, 1))
             return first, second
 
         self.paused += 1
         try:
-            if held is None:
-                return self.remembered.points(kind, target, args, kwargs, compute)
-            points = compute()
-            self.live.left(held)
+            if held[0] and target in LOOKS:
+                return compute(held)
+            points, left = self.remembered.points(kind, target, args, kwargs, held, compute)
+            self.live.left(left)
             return points
         except (AttributeError, TypeError) as error:
             keys = frozenset(node.meta["key"] for node in inputs((args, kwargs)) if is_none(node))

@@ -33,14 +33,13 @@ def _candidates(entry: Entry) -> dict[str, Parameter]:
     """What a selective entry may choose from: the base without its head, or what its selectors leave of that."""
     everything, method = entry.trace.parameters, entry.method
     layers = entry.layers()
-    if method.at is not None:
-        spots = entry.spots()
+    if method.at is not None or method.modules is not None:
+        spots = entry.named(layers)
         for spot in spots:
             check_refusal(entry, spot)
-        return {} if entry.problems else _below([_whole(entry, spot) for spot in spots], everything)
-    if method.modules is not None:
-        globs = enumerate(method.modules)
-        return _below((name for position, glob in globs for name in entry.matches(glob, position, layers)), everything)
+        globs = enumerate(method.modules or ())
+        below = [name for position, glob in globs for name in entry.matches(glob, position, layers)]
+        return {} if entry.problems else _below([*(_whole(entry, spot) for spot in spots), *below], everything)
     paths = [path for layer in layers for path in layer.paths] if entry.restricted else [""]
     return {name: p for name, p in _below(paths, everything).items() if not p.head}
 

@@ -110,7 +110,13 @@ class Entry:
 
     def spots(self) -> tuple[Spot, ...]:
         """Every site that it takes, each once."""
-        layers = self.layers()
+        layers, globs = self.layers(), enumerate(self.method.modules or ())
+        globbed = (spot for position, glob in globs for spot in self._globbed(glob, position, layers))
+        found = [*self.named(layers), *globbed]
+        return tuple({(spot.path, spot.site.name): spot for spot in reversed(found)}.values())[::-1]
+
+    def named(self, layers: Sequence[Layer]) -> list[Spot]:
+        """The sites of `at`; its method's own where it names neither these nor modules."""
         names = self.method.at
         if names is None and self.method.modules is None:
             names = self.method.default_sites()
@@ -119,10 +125,7 @@ class Entry:
             hint = "; ".join(["name modules: for its linear maps and embeddings", *list(reasons)[:3]])
             message = f"{type(self.trace.model).__name__} has no layers that data flow could find"
             self.refuse(message, "method", hint=hint)
-        found = [spot for position, name in enumerate(names or ()) for spot in self._named(name, position, layers)]
-        globs = enumerate(self.method.modules or ())
-        found += [spot for position, glob in globs for spot in self._globbed(glob, position, layers)]
-        return tuple({(spot.path, spot.site.name): spot for spot in reversed(found)}.values())[::-1]
+        return [spot for position, name in enumerate(names or ()) for spot in self._named(name, position, layers)]
 
     def _named(self, name: str, position: int, layers: Sequence[Layer]) -> list[Spot]:
         """The sites of one name; a tower without it is left out only where another has it and none was asked for."""

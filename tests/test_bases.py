@@ -34,6 +34,13 @@ from peftc.trace.record.observed import _is_own
             "fails on example inputs: ValueError: too many values to unpack",
             "of up to 16 positions",
         ),
+        (
+            "{config: {model_type: llama, vocab_size: 9, hidden_size: 8, num_attention_heads: 2, num_hidden_layers: 1,"
+            " intermediate_size: 8}, task: sequence-classification}",
+            "config",
+            "Cannot handle batch sizes > 1 if no padding token is defined",
+            "batches of 2 and 3, of up to 16 positions: its config must allow that, by its sizes and its pad_token_id",
+        ),
         ("{config: {model_type: bert, hidden_size: 1048576}}", "config", "a hidden_size of 1048576: more than", ""),
         ("{config: {model_type: bert, num_hidden_layers: 5000}}", "config", "a num_hidden_layers of 5000", ""),
         ("{config: {model_type: bert, hidden_size: 9}}", "config", "cannot be built: The hidden size (9)", ""),

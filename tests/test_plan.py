@@ -234,6 +234,12 @@ def test_selections() -> None:
     assert trained("{method: bitfit, at: q, layers: 1}") == {"encoder.layer.1.attention.query.bias"}
     assert trained("{method: norm, layers: 0}") == {"encoder.layer.0.norm.weight", "encoder.layer.0.norm.bias"}
     assert trained("{method: bitfit, modules: pooler}") == {"pooler.bias"}
+    assert trained("{method: bitfit, at: q, modules: [pooler, '*.0.norm']}") == {
+        name for name in everything if "query" in name or "0.norm" in name or "pooler" in name
+    }
+    with pytest.raises(PeftcError) as caught:
+        trained("{method: bitfit, at: q, layers: 0-9}")
+    assert len(caught.value.problems) == 1
     assert trained("{method: lora}", "train: [head]\n") == {"classifier.weight", "classifier.bias"}
     assert trained("{method: lora}", 'train: ["pool*", classifier]\n') == {
         f"{module}.{kind}" for module in ("pooler", "classifier") for kind in ("weight", "bias")

@@ -6,6 +6,7 @@ from peftc.emit.module import Heading, listed
 from peftc.plan import Placement, Plan
 from peftc.report.render import templates
 from peftc.spec.layers import ranges
+from peftc.trace.record.model import auto_class
 
 
 def card(
@@ -20,7 +21,7 @@ def card(
         example=spec.base.model or "path/to/base",
         model=type(plan.trace.model).__name__,
         module=module,
-        auto=auto_classes[0] if auto_classes else None,
+        auto=min(auto_classes, key=lambda auto: auto != auto_class(spec.base.task).__name__, default=None),
         methods=listed(heading.methods) or "no method",
         trained=f"{heading.trained:,}",
         stored=f"{heading.stored:,}",

@@ -151,7 +151,8 @@ def _recorded(model: nn.Module, scenario: Scenario, point: Point, alike: Twins) 
             hint = f"nothing is given for {', '.join(names)}, whose names say nothing about them: give them defaults"
             raise PeftcError(Problem(what, hint=hint)) from error
         pictures = f", or on pictures of its config's image_size, {USUAL} without one" if sees(model) else ""
-        hint = f"peftc runs the base on a few inputs, of up to {LONGEST} positions{pictures}: its sizes must allow that"
+        inputs = f"batches of {' and '.join(str(p.batch) for p in POINTS)}, of up to {LONGEST} positions{pictures}"
+        hint = f"peftc runs the base on {inputs}: its config must allow that, by its sizes and its pad_token_id"
         raise PeftcError(Problem(what, hint=hint)) from error
 
 

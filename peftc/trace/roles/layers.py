@@ -137,6 +137,8 @@ class _Units:
 
     def _unit(self, paths: Sequence[str], graph: fx.Graph, inner: Mapping[str, Unit]) -> Unit:
         module = self.model.get_submodule(paths[0])
+        if changed := [name for n in graph.nodes if paths[0] in self.attention for name in n.meta.get("arguments", ())]:
+            raise TraceFailure(f"it changes {changed[0]} in place, which what calls it may read again")
         view = View.of(module, graph, partial(self.looks_back, paths[0]), alike(self.observed.calls(module)))
         sites = self._sites(paths[0], view, inner)
         return Unit(

@@ -88,6 +88,7 @@ class Tracer(fx.proxy.TracerBase):
         if isinstance(result, tuple) and type(result) is not tuple and not isinstance(output.args[0], fx.Node):
             fail(f"it returns a {type(result).__name__}")
         output.meta.update(key=("output",), names=[])
+        self.live.check_views(self.graph)
         self.live.restore(given)
         return self.graph
 
@@ -104,7 +105,7 @@ class Tracer(fx.proxy.TracerBase):
     def create_arg(self, a: Any) -> Any:
         a = next((value for number, value in self.limits if number is a), a) if type(a) is float else a
         if type(a) is Value:
-            return a.node
+            return self.live.now(a.node)
         if isinstance(a, nn.Module):
             return SelfReference(self.paths[a]) if a in self.paths else fail(f"{type(a).__name__} is outside the unit")
         if any(type(part) is Value for part in made_of(a).values()):

@@ -115,7 +115,8 @@ def _separate(query: Any, key: Any, value: Any, weights: Any, bias: Any) -> tupl
 
 def _merged(attn_mask: Any, key_padding_mask: Any, query: Any, sizes: tuple[Any, Any, Any]) -> Any:
     """Both masks as one that is added to the scores: (1 or batch, 1 or heads, 1 or queries, keys)."""
-    mask, key_padding_mask = (canonical(m, target_type=query.dtype) for m in (attn_mask, key_padding_mask))
+    mask = canonical(attn_mask, target_type=query.dtype)
+    key_padding_mask = canonical(key_padding_mask, target_type=query.dtype)  # a line of its own, by which it is known
     batch, num_heads, keys = sizes
     if mask is not None:
         mask = mask.view(batch, num_heads, -1, keys) if mask.dim() == 3 else mask[None, None]

@@ -17,7 +17,7 @@ from torch import fx, nn
 from torch.nn.functional import linear, pad, scaled_dot_product_attention, softmax
 
 from peftc.graph.dataflow import is_move
-from peftc.trace.tracer.values import Value, fail
+from peftc.trace.tracer.values import EXTRA, Value, fail
 
 
 def module_forward(
@@ -164,11 +164,12 @@ def _is_same(one: Any, other: Any) -> bool:
 
 
 def replaced(function: Callable[..., Any], instead: Callable[..., Any]) -> Callable[..., Any]:
-    """Another function where a value of a trace is given."""
+    """Another function where a value of a trace is given; what its caller's **kwargs have for it is named by then."""
 
     @functools.wraps(function)
     def chosen(*args: Any, **kwargs: Any) -> Any:
         given = any(type(a) is Value for a in (*args, *kwargs.values()))
+        kwargs.pop(EXTRA, None)
         return (instead if given else function)(*args, **kwargs)
 
     return chosen

@@ -21,7 +21,7 @@ from peftc.trace.record.source import told
 from peftc.trace.record.state import held, is_stacked, numbers_set, restored
 from peftc.trace.tracer.constants import axis_read, constant, is_cut, is_none, sized
 from peftc.trace.tracer.frames import caller, note_names, source_key, stored, tuples
-from peftc.trace.tracer.keywords import each_once, reads, wanted
+from peftc.trace.tracer.keywords import asked, each_once, wanted
 from peftc.trace.tracer.mutated import Live, State
 from peftc.trace.tracer.none_sources import absent
 from peftc.trace.tracer.values import (
@@ -79,7 +79,7 @@ class Tracer(fx.proxy.TracerBase):
             else:
                 positional.append(value)
         given = self.live.state()
-        keywords |= self._read(keywords.get(EXTRA), reads(type(self.unit).forward))
+        keywords |= self._read(keywords.get(EXTRA), asked(type(self.unit)))
         result = type(self.unit).forward(self.unit, *positional, **keywords)
         note_names(sys._getframe(), Tracer.trace.__code__)
         output = self.graph.output(self.create_arg(result))

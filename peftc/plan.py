@@ -10,7 +10,7 @@ from torch import nn
 from peftc import legality
 from peftc.attributes import Attributes, numbers
 from peftc.errors import Problem, raise_all
-from peftc.graph.sites import Layer, Site, Trace, Unit, within
+from peftc.graph.sites import Attention, Layer, Site, Trace, Unit, within
 from peftc.identity import plan_hash, rank, settings
 from peftc.methods.additive import Additive
 from peftc.methods.base import Method
@@ -98,7 +98,7 @@ def resolve(spec: Spec, trace: Trace) -> Plan:
         shared=_shared(placements, trace, attributes),
         selections=(*selections, *([Selection(None, "train", parts)] if parts else ())),
         notes=(
-            *_notes(spec), *(note for entry in entries for note in entry.notes()), *_no_layers(trace),
+            *_notes(spec), *(note for entry in entries for note in entry.notes()), *_no_layers(trace), *_alone(trace),
             *_last_sublayers(placements, trace), *_unread(placements, trace), *_first_outputs(placements),
         ),
         hash="",
@@ -219,6 +219,19 @@ def _no_layers(trace: Trace) -> Iterator[str]:
             taken += [blocks[child] for child in others]
             unfed = next((f"; {p} was not run: {why}" for p, why in trace.unfed.items() if within(name, p)), "")
             yield f"{name}: no attention was found in {', '.join(others)}: no layers; modules: reaches them{unfed}"
+
+
+def _alone(trace: Trace) -> Iterator[str]:
+    """A note for what is of a class that attends in layers, or that layers are of, and stands by itself in no list."""
+    layers = [(layer.path, type(trace.model.get_submodule(layer.path))) for layer in trace.layers]
+    units = {unit.base for _, unit in trace.instances() if any(isinstance(site, Attention) for site in unit.sites)}
+    kinds = {kind for _, kind in layers if not issubclass(kind, nn.Sequential | nn.ModuleDict | nn.ModuleList)} | units
+    lists = [name for name, module in trace.model.named_modules() if isinstance(module, nn.ModuleList)]
+    taken = [*lists, *(path for layer in trace.layers for path in layer.paths)]
+    for name, module in trace.model.named_modules():
+        if type(module) in kinds and not any(within(name, path) or within(path, name) for path in taken):
+            taken.append(name)
+            yield f"{name}: a {type(module).__name__} in no list of blocks: no layer; modules: reaches it"
 
 
 def _last_sublayers(placements: Sequence[Placement], trace: Trace) -> Iterator[str]:

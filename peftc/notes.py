@@ -25,6 +25,7 @@ def of(plan: Plan, entries: Sequence[Entry]) -> tuple[str, ...]:
         *dict.fromkeys(note for method in methods for note in method.notes()),
         *(note for entry in entries for note in entry.notes()),
         *_no_layers(trace),
+        *_alone(trace),
         *_last_sublayers(placements, trace),
         *_unread(placements, trace),
         *_first_outputs(placements),
@@ -45,6 +46,19 @@ def _no_layers(trace: Trace) -> Iterator[str]:
             taken += [blocks[child] for child in others]
             unfed = next((f"; {p} was not run: {why}" for p, why in trace.unfed.items() if within(name, p)), "")
             yield f"{name}: no attention was found in {', '.join(others)}: no layers; modules: reaches them{unfed}"
+
+
+def _alone(trace: Trace) -> Iterator[str]:
+    """A note for what is of a class that attends in layers, or that layers are of, and stands by itself in no list."""
+    layers = [(layer.path, type(trace.model.get_submodule(layer.path))) for layer in trace.layers]
+    units = {unit.base for _, unit in trace.instances() if any(isinstance(site, Attention) for site in unit.sites)}
+    kinds = {kind for _, kind in layers if not issubclass(kind, nn.Sequential | nn.ModuleDict | nn.ModuleList)} | units
+    lists = [name for name, module in trace.model.named_modules() if isinstance(module, nn.ModuleList)]
+    taken = [*lists, *(path for layer in trace.layers for path in layer.paths)]
+    for name, module in trace.model.named_modules():
+        if type(module) in kinds and not any(within(name, path) or within(path, name) for path in taken):
+            taken.append(name)
+            yield f"{name}: a {type(module).__name__} in no list of blocks: no layer; modules: reaches it"
 
 
 def _is_block(module: nn.Module) -> bool:

@@ -129,6 +129,26 @@ def test_lists_in_which_nothing_attends_are_named() -> None:
     )
 
 
+class DownAndUp(Net):
+    def __init__(self, blocks: list[nn.Module]) -> None:
+        super().__init__(blocks)
+        self.middle, self.upwards = Block(), nn.ModuleList([Block(), Block()])
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x: torch.Tensor = self.middle(super().forward(ids))
+        for block in self.upwards:
+            x = block(x)
+        return x
+
+
+def test_a_block_between_two_lists_is_named() -> None:
+    trace = trace_model(DownAndUp([Block(), Block()]))
+    assert trace.towers() == ("blocks", "upwards")
+    assert planned(["{method: lora}"], trace).notes == (
+        "middle: a Block in no list of blocks: no layer; modules: reaches it",
+    )
+
+
 def test_where_nothing_attends_the_feed_forward_is_what_comes_last() -> None:
     trace = trace_model(Net([Feeding(), Feeding()]))
     assert planned(["{method: adapter, bottleneck: 2}"], trace).notes == (

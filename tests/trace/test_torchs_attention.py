@@ -199,6 +199,36 @@ def test_one_tensor_stays_one_where_a_real_copy_runs() -> None:
     torch.testing.assert_close(model(IDS), base(IDS))
 
 
+class Hiding(Encoding):
+    """Booleans that are made on no device that the model says, beside padding: both on one only where numbers are."""
+
+    def forward(self, ids: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
+        length, padding = ids.shape[1], None if real is None else real == 0
+        hidden = torch.triu(torch.ones(length, length), 1).bool()
+        result: torch.Tensor = self.encoder(self.embedding(ids), mask=hidden, src_key_padding_mask=padding)
+        return result
+
+
+class Masking(Attending):
+    """Given both masks as booleans, and no weights asked for."""
+
+    def forward(self, x: torch.Tensor, padding: torch.Tensor | None = None) -> torch.Tensor:
+        hidden = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu(1)
+        result: torch.Tensor = x + self.attention(x, x, x, padding, False, hidden)[0]
+        return result
+
+
+@pytest.mark.parametrize("kind", [Hiding, Masking])
+def test_padding_beside_a_mask_of_booleans(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    base = Hiding().eval() if kind is Hiding else Stack({}, batch_first=True).eval()
+    if isinstance(base, Stack):
+        base.blocks = nn.ModuleList(Masking({}, batch_first=True) for _ in range(2)).eval()
+    model = peftc.attach(copy.deepcopy(base), spec([{"method": "lora", "at": ["q", "o"]}]))
+    for real in (None, REAL):
+        torch.testing.assert_close(model(IDS, real), base(IDS, real))
+
+
 class Remembering(nn.Module):
     """Attends to a memory of another length and width."""
 

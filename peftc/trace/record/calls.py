@@ -101,7 +101,7 @@ def _run(
         given = inputs(model, scenario, point, lambda: _watching(Recording(), twins, scenario.mask))
         if given is None:
             return None
-        with _watching(recording, twins, scenario.mask, number), beside():
+        with _watching(recording, twins, scenario.mask, number), beside(), feed(model).beside(model):
             model(**given)
     told = scenario.cache == "none" or takes_use_cache(model)
     return recording if told or _caches(recording) else None

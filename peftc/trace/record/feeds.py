@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from peftc.trace.record.meta import shapes_only, values_as
+from peftc.trace.record.meta import made_on, shapes_only, values_as
 from peftc.trace.record.numbers import numbered, on_numbers
 from peftc.trace.record.pictures import sees, shapes
 from peftc.trace.record.state import unchanged
@@ -62,7 +63,7 @@ class Feed:
     """What a model is called with: its inputs, the mask over the first of them that has one, and constants.
 
     `dtype` is that of what it sees or hears: a model in half precision takes pixels and sound in half precision.
-    `paired`: its decoder is given ids of its own beside them.
+    `paired`: its decoder is given ids of its own beside them.  `placed`: what names no device is made where it is.
     """
 
     inputs: tuple[Input, ...]
@@ -70,6 +71,7 @@ class Feed:
     constants: Mapping[str, Any] = field(default_factory=dict)
     dtype: torch.dtype = torch.float32
     paired: bool = False
+    placed: bool = False
 
     def made(self, point: Point, device: torch.device, mask: bool) -> dict[str, Any]:
         """The keyword arguments at a point: zeros, and a mask that hides nothing."""
@@ -81,6 +83,10 @@ class Feed:
             sizes = sizes if masked.holds == "ids" else (point.batch, sizes[masked.axis])
             given[self.mask] = zeros(sizes, torch.long, device) + 1
         return given | dict(self.constants)
+
+    def beside(self, model: nn.Module) -> AbstractContextManager[None]:
+        """What a model runs in, that is given this."""
+        return made_on(device_of(model)) if self.placed else nullcontext()
 
     def later(self) -> Feed:
         """What is read once the first tokens are in the cache: further ids, or more of what has none."""
@@ -117,7 +123,8 @@ def feed(model: nn.Module) -> Feed:
     if model not in _FOUND:
         dtype, paired = float_dtype(model), is_paired(model)
         found = [replace(candidate, dtype=dtype, paired=paired) for candidate in _candidates(model)]
-        _FOUND[model] = _answered(model, found)
+        ways = [replace(candidate, placed=placed) for candidate in found for placed in (False, True)]
+        _FOUND[model] = _answered(model, ways if len(found) > 1 else found)
     return _FOUND[model]
 
 
@@ -160,7 +167,7 @@ def _runs(model: nn.Module, candidate: Feed) -> bool:
 
 
 def _run(model: nn.Module, candidate: Feed, point: Point, mask: bool) -> None:
-    with torch.no_grad(), shapes_only(), values_as(0), unchanged(model), numbered(model):
+    with torch.no_grad(), shapes_only(), values_as(0), unchanged(model), numbered(model), candidate.beside(model):
         model(**whole(model, candidate, point, mask))
 
 

@@ -80,7 +80,7 @@ def _reached(
 def _answer(model: nn.Module, way: Callable[..., Any]) -> Any:
     """What a function makes of a model's inputs."""
     given = inputs(model, SCENARIOS[0], POINTS[0], nullcontext)
-    with torch.enable_grad(), shapes_only(), values_as(0), calls_answered():
+    with torch.enable_grad(), shapes_only(), values_as(0), calls_answered(), feed(model).beside(model):
         return way(**given or {})
 
 

@@ -68,6 +68,13 @@ class SingleNumbers(TorchFunctionMode):
 
 
 @contextmanager
+def made_on(device: torch.device) -> Iterator[None]:
+    """Tensors that name no device are made on this one, but for single numbers."""
+    with device, SingleNumbers():
+        yield
+
+
+@contextmanager
 def values_as(number: int) -> Iterator[None]:
     """A number that is read out of a meta tensor is this one, zero as the ids of the examples are; all is nonzero.
 

@@ -19,6 +19,7 @@ from peftc.trace.roles.apart import Apart
 from peftc.trace.roles.attention import attention_sites
 from peftc.trace.roles.blocks import block_sites, feed_sites, other_sites, with_output
 from peftc.trace.roles.mixing import caches
+from peftc.trace.roles.returned_weights import computed_with
 from peftc.trace.roles.towers import beside, layer_paths
 from peftc.trace.roles.views import View
 from peftc.trace.tracer.fingerprint import fingerprint
@@ -43,6 +44,7 @@ def layers(
     inner = {path: unit for unit in units.of(attention, {}) for path in unit.paths}
     between = {path: u for u in units.of([p for p in recorded if p not in inner], inner) for path in u.paths}
     outer = {path: unit for unit in units.of(blocks, inner | between) for path in unit.paths}
+    inner = computed_with(inner, dict.fromkeys((*between.values(), *outer.values())))
     feeds = units.feeding({path: outer[path] for path in attending if path in outer})
     found, apart = [], Apart(model, observed)
     for paths, tower in zip(towers, tower_names(towers, outer), strict=True):
@@ -135,6 +137,8 @@ class _Units:
 
     def _unit(self, paths: Sequence[str], graph: fx.Graph, inner: Mapping[str, Unit]) -> Unit:
         module = self.model.get_submodule(paths[0])
+        if changed := [name for n in graph.nodes if paths[0] in self.attention for name in n.meta.get("arguments", ())]:
+            raise TraceFailure(f"it changes {changed[0]} in place, which what calls it may read again")
         view = View.of(module, graph, partial(self.looks_back, paths[0]), alike(self.observed.calls(module)))
         sites = self._sites(paths[0], view, inner)
         return Unit(

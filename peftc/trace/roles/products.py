@@ -40,6 +40,12 @@ def over_keys(view: View, node: fx.Node) -> bool:
     return dim in (-1, node.meta["value"][0].dim() - 1)
 
 
+def averages(node: fx.Node) -> bool:
+    """Whether a node is a mean over one axis, which is not that of the keys."""
+    axis, source = node.kwargs.get("dim", *node.args[1:2]), dataflow.example(node.args[0])
+    return dataflow.name_of(node) == "mean" and isinstance(axis, int) and axis % source.dim() != source.dim() - 1
+
+
 def _multiplies(view: View, node: fx.Node) -> bool:
     """Whether a childless module without parameters is the matrix product of its two arguments."""
     module = view.called(node)

@@ -15,7 +15,7 @@ from peftc.graph import dataflow
 from peftc.graph.branches import choose
 from peftc.graph.sites import Copied, Written
 from peftc.trace.roles.layouts import PER_KEY, SCALING, layouts, sized_by
-from peftc.trace.roles.products import is_any_softmax, is_product, is_softmax, over_keys
+from peftc.trace.roles.products import averages, is_any_softmax, is_product, is_softmax, over_keys
 from peftc.trace.roles.views import View
 
 ADDING = frozenset({"add", "iadd", "add_"})
@@ -247,9 +247,9 @@ def unpassed(view: View, node: fx.Node, weights: set[fx.Node]) -> str | None:
     others = [n for n in dataflow.tensors(node) if n not in weights and dataflow.name_of(node) != "type_as"]
     scales = dataflow.name_of(node) in SCALING and not any(_per_key(n, node) for n in others)
     moves = dataflow.is_move(node) and (_is_item(node) or _keeps_last(node))
-    averages = dataflow.name_of(node) == "mean" and node.kwargs.get("dim", *node.args[1:2]) == 1
     repeats = dataflow.name_of(node) in REPEATING and sized_by(node) <= weights and _keeps_last(node)
-    passes = _is_plain(view, node) or scales or moves or averages or repeats or _filling(node, weights) is not None
+    known = _is_plain(view, node) or scales or moves or averages(node) or repeats
+    passes = known or _filling(node, weights) is not None
     if node.target is choose or not dataflow.holds_tensor(node) or passes:
         return None
     return f"its weights pass {dataflow.name_of(node)}"

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from peftc.trace.record.calls import Recorded
 from peftc.trace.record.feeds import parameters
 from peftc.trace.record.observed import Call
 from peftc.trace.tracer.values import Argument, fail
@@ -81,9 +82,10 @@ def _kind(parameter: inspect.Parameter) -> str:
 
 def with_added_masks(call: Call) -> Call | None:
     """The call with its masks of booleans as floats, which a forward adds to the scores; None where it gives none."""
-    named = [{name: _added(value) for name, value in recorded.named.items()} for recorded in call]
-    same = all(given[name] is value for given, r in zip(named, call, strict=True) for name, value in r.named.items())
-    return None if same else tuple(replace(r, named=given) for r, given in zip(call, named, strict=True))
+    given = [value for recorded in call for value in (*recorded.named.values(), *recorded.extra.values())]
+    if all(_added(value) is value for value in given):
+        return None
+    return tuple(Recorded(*({n: _added(v) for n, v in held.items()} for held in (r.named, r.extra))) for r in call)
 
 
 def _added(value: object) -> object:

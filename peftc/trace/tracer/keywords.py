@@ -24,19 +24,42 @@ def wanted(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[s
     return [*sorted(reads(forward)), *(p.name for p in optional if p.name not in bound)]
 
 
+def asked(kind: type) -> set[str]:
+    """The keys that a class's forward asks its **kwargs for, or its parent's forward, which it hands them to."""
+    own, *above = (vars(base)["forward"] for base in kind.__mro__ if "forward" in vars(base))
+    found = set(reads(own))
+    for parent in above if _hands_up(own) else ():
+        named = inspect.signature(parent).parameters.values()
+        found |= {*reads(parent), *(p.name for p in named if p.kind is p.POSITIONAL_OR_KEYWORD)} - {"self"}
+        if not _hands_up(parent):
+            break
+    return found
+
+
 @cache
 def reads(forward: Callable[..., Any]) -> frozenset[str]:
     """The keys that a forward's own source asks its **kwargs for."""
-    try:
-        source = textwrap.dedent(inspect.getsource(inspect.unwrap(forward)))
-    except (OSError, TypeError):
-        return frozenset()
-    function = next(n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.FunctionDef | ast.Lambda))
-    if function.args.kwarg is None:
+    function = _written(forward)
+    if function is None or function.args.kwarg is None:
         return frozenset()
     name = function.args.kwarg.arg
     keys = (key for node in ast.walk(function) for key in _keys(node, name))
     return frozenset(k.value for k in keys if isinstance(k, ast.Constant) and isinstance(k.value, str))
+
+
+def _written(forward: Callable[..., Any]) -> ast.FunctionDef | ast.Lambda | None:
+    try:
+        source = textwrap.dedent(inspect.getsource(inspect.unwrap(forward)))
+    except (OSError, TypeError):
+        return None
+    return next(n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.FunctionDef | ast.Lambda))
+
+
+def _hands_up(forward: Callable[..., Any]) -> bool:
+    """Whether a forward hands its **kwargs to super().forward."""
+    function = _written(forward)
+    calls = [n for n in ast.walk(function) if isinstance(n, ast.Call)] if function and function.args.kwarg else []
+    return any(ast.unparse(call.func) == "super().forward" and None in {k.arg for k in call.keywords} for call in calls)
 
 
 def _keys(node: ast.AST, name: str) -> Iterator[ast.expr]:

@@ -1,4 +1,6 @@
-"""Objects that a forward changes while it is traced, as a cache: each node finds what those before it have left."""
+"""What a forward changes while it is traced: each node finds what those before it have left of an object, as a cache,
+and what they have made of a tensor in place.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,18 @@ from peftc.trace.record.memo import Held
 from peftc.trace.tracer.values import Point, is_plain
 
 LOOKS = (getattr, builtins.isinstance, operator.getitem, operator.is_, operator.is_not, assume, enter, leave)
-State = dict[fx.Node, tuple[Point, Point]]
+State = tuple[dict[fx.Node, tuple[Point, Point]], dict[fx.Node, fx.Node]]
 
 
 class Live:
-    """The nodes of one trace whose values are such objects or hold some; a value that is part of another stays so."""
+    """The nodes of one trace whose values are such objects or hold some; a value that is part of another stays so.
+
+    `changed`: the tensors that were changed in place, and what was made of them.
+    """
 
     def __init__(self) -> None:
         self.nodes: list[fx.Node] = []
+        self.changed: dict[fx.Node, fx.Node] = {}
 
     def note(self, node: fx.Node) -> None:
         if _holds_objects(node.meta["value"][0]):
@@ -38,13 +44,24 @@ class Live:
         for node in held[0]:
             node.meta["value"] = (held[0][node], held[1][node])
 
+    def change(self, node: fx.Node, made: fx.Node) -> None:
+        """A tensor is changed in place: every name of it has what is made from here on."""
+        self.changed[self.now(node)] = made
+
+    def now(self, node: fx.Node) -> fx.Node:
+        """The node that has what a name stands for by now."""
+        while node in self.changed:
+            node = self.changed[node]
+        return node
+
     def state(self) -> State:
-        return {node: node.meta["value"] for node in self.nodes}
+        return {node: node.meta["value"] for node in self.nodes}, dict(self.changed)
 
     def restore(self, state: State) -> None:
         """Forget what was done, and the nodes that were noted, since."""
-        self.nodes = list(state)
-        for node, points in state.items():
+        values, self.changed = state
+        self.nodes = list(values)
+        for node, points in values.items():
             node.meta["value"] = points
 
 

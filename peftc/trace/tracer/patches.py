@@ -18,7 +18,7 @@ from transformers.modeling_utils import AttentionInterface
 
 from peftc.graph.branches import Lifted, LiftedStr, attribute, lifted, lookup
 from peftc.graph.sites import dotted
-from peftc.trace.record.meta import SingleNumbers, answered, patched, shapes_only
+from peftc.trace.record.meta import answered, made_on, patched, shapes_only
 from peftc.trace.tracer import torchs_attention
 from peftc.trace.tracer.builtin_functions import flat, on_proxies
 from peftc.trace.tracer.frames import is_user
@@ -53,8 +53,7 @@ class Session:
     def tracing(self, tracer: Tracer) -> Iterator[None]:
         """Let `tracer` see its unit run, on the meta device."""
         with ExitStack() as stack:
-            stack.enter_context(torch.device("meta"))
-            stack.enter_context(SingleNumbers())
+            stack.enter_context(made_on(torch.device("meta")))
             stack.enter_context(_lifted(tracer.unit))
             for module in _source_modules(tracer.unit):
                 stack.enter_context(_leaf_functions(tracer, module))

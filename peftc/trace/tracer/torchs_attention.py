@@ -17,7 +17,7 @@ from torch import fx, nn
 from torch.nn.functional import linear, pad, scaled_dot_product_attention, softmax
 
 from peftc.graph.dataflow import is_move
-from peftc.trace.tracer.values import Value, fail
+from peftc.trace.tracer.values import EXTRA, Value, fail
 
 
 def module_forward(
@@ -115,7 +115,8 @@ def _separate(query: Any, key: Any, value: Any, weights: Any, bias: Any) -> tupl
 
 def _merged(attn_mask: Any, key_padding_mask: Any, query: Any, sizes: tuple[Any, Any, Any]) -> Any:
     """Both masks as one that is added to the scores: (1 or batch, 1 or heads, 1 or queries, keys)."""
-    mask, key_padding_mask = (canonical(m, target_type=query.dtype) for m in (attn_mask, key_padding_mask))
+    mask = canonical(attn_mask, target_type=query.dtype)
+    key_padding_mask = canonical(key_padding_mask, target_type=query.dtype)  # a line of its own, by which it is known
     batch, num_heads, keys = sizes
     if mask is not None:
         mask = mask.view(batch, num_heads, -1, keys) if mask.dim() == 3 else mask[None, None]
@@ -163,11 +164,12 @@ def _is_same(one: Any, other: Any) -> bool:
 
 
 def replaced(function: Callable[..., Any], instead: Callable[..., Any]) -> Callable[..., Any]:
-    """Another function where a value of a trace is given."""
+    """Another function where a value of a trace is given; what its caller's **kwargs have for it is named by then."""
 
     @functools.wraps(function)
     def chosen(*args: Any, **kwargs: Any) -> Any:
         given = any(type(a) is Value for a in (*args, *kwargs.values()))
+        kwargs.pop(EXTRA, None)
         return (instead if given else function)(*args, **kwargs)
 
     return chosen

@@ -21,7 +21,8 @@ from peftc.trace.record.source import told
 from peftc.trace.record.state import held, is_stacked, numbers_set, restored
 from peftc.trace.tracer.constants import axis_read, constant, is_cut, is_none, sized
 from peftc.trace.tracer.frames import caller, note_names, source_key, stored, tuples
-from peftc.trace.tracer.keywords import each_once, reads, wanted
+from peftc.trace.tracer.in_place import check_views
+from peftc.trace.tracer.keywords import asked, each_once, wanted
 from peftc.trace.tracer.mutated import LOOKS, Live, State
 from peftc.trace.tracer.none_sources import absent
 from peftc.trace.tracer.values import (
@@ -78,7 +79,7 @@ class Tracer(fx.proxy.TracerBase):
             else:
                 positional.append(value)
         given = self.live.state()
-        keywords |= self._read(keywords.get(EXTRA), reads(type(self.unit).forward))
+        keywords |= self._read(keywords.get(EXTRA), asked(type(self.unit)))
         result = type(self.unit).forward(self.unit, *positional, **keywords)
         note_names(sys._getframe(), Tracer.trace.__code__)
         output = self.graph.output(self.create_arg(result))
@@ -87,6 +88,7 @@ class Tracer(fx.proxy.TracerBase):
         if isinstance(result, tuple) and type(result) is not tuple and not isinstance(output.args[0], fx.Node):
             fail(f"it returns a {type(result).__name__}")
         output.meta.update(key=("output",), names=[])
+        check_views(self.graph, self.live.changed)
         self.live.restore(given)
         return self.graph
 
@@ -103,7 +105,7 @@ class Tracer(fx.proxy.TracerBase):
     def create_arg(self, a: Any) -> Any:
         a = next((value for number, value in self.limits if number is a), a) if type(a) is float else a
         if type(a) is Value:
-            return a.node
+            return self.live.now(a.node)
         if isinstance(a, nn.Module):
             return SelfReference(self.paths[a]) if a in self.paths else fail(f"{type(a).__name__} is outside the unit")
         if any(type(part) is Value for part in made_of(a).values()):

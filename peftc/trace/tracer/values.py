@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Hashable, Iterator, Mapping, MappingView
+from collections.abc import Callable, Hashable, Iterator, Mapping, MappingView
 from contextlib import nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 import torch
 from torch import fx, nn
@@ -17,6 +17,9 @@ from torch.fx.node import map_aggregate
 from peftc.graph.branches import SelfReference, assume, enter, leave
 from peftc.trace.record.meta import values_as
 from peftc.trace.record.source import told
+
+if TYPE_CHECKING:
+    from peftc.trace.tracer.mutated import Live
 
 EXTRA = "**"  # the key under which the unit's own **kwargs travel through a call
 Point = Any
@@ -115,22 +118,14 @@ class Value(fx.Proxy):
     def __setitem__(self, key: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
 
-    def __iadd__(self, other: Any) -> Any:
-        return self._apart(self + other)
+    def apart(self, made: Any) -> Any:
+        """x += y as x + y: the sum may lie otherwise in memory, and kernels then round otherwise: its node says so.
 
-    def __isub__(self, other: Any) -> Any:
-        return self._apart(self - other)
-
-    def __imul__(self, other: Any) -> Any:
-        return self._apart(self * other)
-
-    def __itruediv__(self, other: Any) -> Any:
-        return self._apart(self / other)
-
-    def _apart(self, made: Any) -> Any:
-        """x += y as x + y: the sum may lie otherwise in memory, and kernels then round otherwise: its node says so."""
-        if type(made) is Value and isinstance(point := self.points[0], torch.Tensor) and point.is_floating_point():
-            made.node.meta["in_place"] = True
+        Every name of x has the sum from here on.
+        """
+        if type(made) is Value and isinstance(point := self.points[0], torch.Tensor):
+            made.node.meta["in_place"] = point.is_floating_point()
+            self.tracer.live.change(self.node, made.node)
         return made
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -145,10 +140,19 @@ class Value(fx.Proxy):
         return id(self.node)
 
 
+def _in_place(operation: Callable[[Any, Any], Any]) -> Callable[[Value, Any], Any]:
+    return lambda value, other: value.apart(operation(value, other))
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor"):
+    setattr(Value, f"__i{_name}__", _in_place(getattr(operator, f"__{_name}__")))
+
+
 class Deciding(Protocol):
     """What a value asks of its tracer."""
 
     limits: list[tuple[float, Value]]
+    live: Live
 
     def create_proxy(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...
 

@@ -137,6 +137,7 @@ def test_a_mask_over_the_weights_is_one_for_the_keys_of_its_own() -> None:
         (lambda: found(lambda s, b: s + torch.cat([b, b], -1)[..., b.shape[-1] :]), "counted from the last key"),
         (lambda: found(after=lambda w, b: w * b), "its weights pass mul"),
         (lambda: found(after=lambda w, b: w.cumsum(-1)), "its weights pass cumsum"),
+        (lambda: found(after=lambda w, b: (w, w.mean(1).mean(1).mean(1))[0]), "its weights pass mean"),
         (lambda: found(folded="batch first"), None),
         (lambda: found(folded="heads first"), "its keys and values are not"),
     ],

@@ -19,6 +19,7 @@ from peftc.trace.roles.apart import Apart
 from peftc.trace.roles.attention import attention_sites
 from peftc.trace.roles.blocks import block_sites, feed_sites, other_sites, with_output
 from peftc.trace.roles.mixing import caches
+from peftc.trace.roles.products import weighs_no_keys
 from peftc.trace.roles.returned_weights import computed_with
 from peftc.trace.roles.towers import beside, layer_paths
 from peftc.trace.roles.views import View
@@ -42,10 +43,11 @@ def layers(
     further = Elsewhere(model, observed)
     units = _Units(model, observed, leaves, session, looks_back, replaced, attention, attending, further)
     inner = {path: unit for unit in units.of(attention, {}) for path in unit.paths}
+    units = replace(units, attending=[p for p in attending if p not in inner or not units.only_mixes(p, inner[p])])
     between = {path: u for u in units.of([p for p in recorded if p not in inner], inner) for path in u.paths}
     outer = {path: unit for unit in units.of(blocks, inner | between) for path in unit.paths}
     inner = computed_with(inner, dict.fromkeys((*between.values(), *outer.values())))
-    feeds = units.feeding({path: outer[path] for path in attending if path in outer})
+    feeds = units.feeding({path: outer[path] for path in units.attending if path in outer})
     found, apart = [], Apart(model, observed)
     for paths, tower in zip(towers, tower_names(towers, outer), strict=True):
         for index, path in enumerate(paths):
@@ -159,6 +161,11 @@ class _Units:
     def attends(self, path: str) -> bool:
         """Whether a module attends, or something in it does."""
         return any(within(other, path) for other in self.attending)
+
+    def only_mixes(self, path: str, unit: Unit) -> bool:
+        """Whether what was seen to weigh something weighs no keys, but streams of one position, or experts."""
+        view = View.of(self.model.get_submodule(path), unit.graph, lambda: False)
+        return not any(isinstance(site, Attention) for site in unit.sites) and weighs_no_keys(view)
 
 
 def _has_attention(instance: tuple[str, Unit]) -> bool:

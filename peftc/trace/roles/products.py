@@ -33,6 +33,16 @@ def is_any_softmax(view: View, node: fx.Node) -> bool:
     return isinstance(module, nn.Softmax) if module else dataflow.name_of(node) == "softmax"
 
 
+def weighs_no_keys(view: View) -> bool:
+    """Whether each softmax of a module, which has one, is of numbers that no product of two tensors makes.
+
+    Such are weights of streams or of experts.
+    """
+    back = view.flow.reverse(copy=False)
+    weighed = [n for n in view.graph.nodes if is_any_softmax(view, n)]
+    return bool(weighed) and not any(is_product(view, n) for s in weighed for n in dataflow.reached(back, s))
+
+
 def over_keys(view: View, node: fx.Node) -> bool:
     """Whether a softmax is over the last axis."""
     module = view.called(node)

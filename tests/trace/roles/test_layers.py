@@ -10,7 +10,7 @@ from torch import nn
 
 from peftc.graph.sites import Sublayer
 from peftc.trace import trace_model
-from tests.trace.nets import WIDTH, Attending, attached, sites
+from tests.trace.nets import WIDTH, Attending, Block, Net, attached, sites
 
 
 class Feeding(nn.Module):
@@ -61,3 +61,37 @@ def test_adapters_behind_and_beside_it(variant: str) -> None:
     added = {name.partition(".ffn_adapter")[0] for name, _ in changed.named_parameters() if "adapter" in name}
     assert added == {"feeds.0", "feeds.1"}
     assert changed.feeds[1].down.bias.requires_grad and not changed.feeds[0].down.bias.requires_grad
+
+
+class Mixed(nn.Module):
+    """Two streams at each position, weighed by one another: a softmax that no query and no key meet in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights, self.after = nn.Linear(WIDTH, 4), nn.Dropout(0.0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weights = torch.softmax(self.weights(x).unflatten(-1, (2, 2)), dim=-1)
+        result: torch.Tensor = self.after((weights @ x.unflatten(-1, (2, -1))).flatten(-2))
+        return result
+
+
+class Streams(nn.Module):
+    """A feed-forward behind that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixed, self.feed = Mixed(), Feeding()
+
+    def forward(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        x = self.mixed(x)
+        result: torch.Tensor = x + self.feed(x)
+        return result
+
+
+def test_what_weighs_streams_of_one_position_does_not_attend() -> None:
+    torch.manual_seed(0)
+    model = Net([Streams(), Block(), Streams()]).eval()
+    trace = trace_model(model)
+    assert [layer.attends for layer in trace.layers] == [False, True, False]
+    attached(model, {"method": "lora", "at": ["q", "v"], "rank": 2}, {"method": "adapter", "bottleneck": 2})

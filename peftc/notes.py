@@ -24,6 +24,7 @@ def of(plan: Plan, entries: Sequence[Entry]) -> tuple[str, ...]:
     return (
         *dict.fromkeys(note for method in methods for note in method.notes()),
         *(note for entry in entries for note in entry.notes()),
+        *_refused(trace),
         *_no_layers(trace),
         *_alone(trace),
         *_last_sublayers(placements, trace),
@@ -32,6 +33,13 @@ def of(plan: Plan, entries: Sequence[Entry]) -> tuple[str, ...]:
         *_rows(placements),
         *_trained_below(plan),
     )
+
+
+def _refused(trace: Trace) -> Iterator[str]:
+    """The calls in which the base itself fails, and which the artifact was therefore not traced for."""
+    for how in dict.fromkeys(trace.refused.values()):
+        calls = "; ".join(call for call, why in trace.refused.items() if why == how)
+        yield f"{how}; so the calls that are {calls} were not traced"
 
 
 def _no_layers(trace: Trace) -> Iterator[str]:

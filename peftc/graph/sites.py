@@ -248,8 +248,7 @@ def around(layers: Iterable[Layer], name: str) -> Layer | None:
 class Parameter:
     """A parameter of the base: its shape, and what it is to the selective methods.
 
-    role: "bias", "norm" or "other"; a norm's bias is "norm" and `is_bias`.  head: it lies outside the base model.
-    `names` has every name of a tied parameter, the first being its own.
+    A norm's bias is both.  `head`: it lies outside the base model.  `names` has all of a tied one, first its own.
     """
 
     name: str
@@ -274,8 +273,8 @@ class Trace:
     `untraced` are the modules that would be units but have no trace, and stay as they are: path -> why.  `fixed` are
     those inside layers whose matrix is used in a way that an addition to their output would not change: path -> why.
     `submodels` are the paths of models inside it that were run by themselves, for its own runs miss them; `unfed` those
-    that were not run at all: path -> why.  `unread` are the layers that no gradient reaches, where it reaches others of
-    their tower.
+    not run at all: path -> why.  `unread` are the layers that no gradient reaches, where it reaches others of their
+    tower.  `refused` are calls beside a cache in which the base itself fails: which -> how.
     """
 
     model: nn.Module
@@ -289,6 +288,7 @@ class Trace:
     submodels: tuple[str, ...] = ()
     unfed: Mapping[str, str] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     def instances(self) -> Iterator[tuple[str, Unit]]:
         """Every unit at every path, the layers first."""

@@ -99,7 +99,8 @@ def _is_per_position(value: Any, other: Any) -> bool:
 
 def recordings(trace: Trace) -> Recordings:
     """Run a traced model on the meta device at every unseen size, and the models inside it that run by themselves."""
-    pairs, alike = [(scenario, point) for scenario in SCENARIOS for point in UNSEEN], twins(trace.model)
+    able, alike = [scenario for scenario in SCENARIOS if str(scenario) not in trace.refused], twins(trace.model)
+    pairs = [(scenario, point) for scenario in able for point in UNSEEN]
     models = [trace.model.get_submodule(path) for path in ("", *trace.submodels)]
     found = {pair: [r for model in models if (r := record(model, *pair, alike))] for pair in pairs}
     return Recordings({pair: together(runs) for pair, runs in found.items() if runs}, alike)

@@ -71,7 +71,10 @@ def _found(model: nn.Module, loaded: Loaded) -> Trace:
     others, fixed = singles(model, found, observed, looks_back)
     normed = {dotted(path, gain) for unit in units for gain in _gains(model, unit) for path in unit.paths}
     known = parameters(model, carrying, normed)
-    return Trace(model, units, found, others, known, names, untraced, fixed, observed.submodels, observed.unfed, unread)
+    return Trace(
+        model, units, found, others, known, names, untraced, fixed, observed.submodels, observed.unfed, unread,
+        refused={str(scenario): how for scenario, how in observed.refused.items()},
+    )  # fmt: skip
 
 
 def _gains(model: nn.Module, unit: Unit) -> tuple[str, ...]:

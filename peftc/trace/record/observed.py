@@ -37,7 +37,7 @@ class Observed:
 
     `replaced`: the paths where a model puts a module of another class while it runs, and what it does there.
     `submodels` are the paths of models inside it that were run by themselves; `unfed` why others did not run: path ->
-    why.
+    why.  `refused`: the scenarios with something in the cache in which the model fails, and how.
     """
 
     recordings: Runs
@@ -45,6 +45,7 @@ class Observed:
     replaced: Mapping[str, str]
     submodels: tuple[str, ...]
     unfed: Mapping[str, str]
+    refused: Mapping[Scenario, str]
 
     def calls(self, module: nn.Module) -> list[Call]:
         """The calls of one module, per scenario that reaches it, as one record per point; of equal ones the first.
@@ -93,25 +94,27 @@ def _given(call: Call) -> frozenset[str]:
 def observe(model: nn.Module) -> Observed:
     """Run the model on the meta device in every scenario that it has, and by themselves models in it that it misses."""
     alike, before = twins(model), classes(model)
-    whole = _runs(model, alike)
+    refused: dict[Scenario, str] = {}
+    whole = _runs(model, alike, refused)
     called = {module for pair in whole.values() for recording in pair for module in recording.calls}
     ran = {module for module in model.modules() if alike.get(module, module) in called}
-    found, unfed = inner_runs(model, ran, lambda inner: _runs(inner, alike))
+    found, unfed = inner_runs(model, ran, lambda inner: _runs(inner, alike, {}))
     inside = {path: runs for path, runs in found.items() if any(r.attending for pair in runs.values() for r in pair)}
     pairs = ((path, before.get(path), now) for path, now in classes(model).items())
     replaced = {path: f"{was} becomes {now} while the model runs" for path, was, now in pairs if was not in (None, now)}
-    return Observed(_joined([whole, *inside.values()]), twins(model), replaced, tuple(inside), unfed)
+    return Observed(_joined([whole, *inside.values()]), twins(model), replaced, tuple(inside), unfed, refused)
 
 
-def _runs(model: nn.Module, alike: Twins) -> Runs:
-    """The recordings of a model at the example points: on numbers where it fails without, or attends to nothing."""
+def _runs(model: nn.Module, alike: Twins, refused: dict[Scenario, str]) -> Runs:
+    """The recordings of a model at the example points: on numbers where it fails without, or attends to nothing.
+
+    Where it fails on numbers too, what it does not continue from is left to `refused`.
+    """
     again = partial(on_numbers, model, lambda: _recordings(model, alike), (PeftcError,))
     try:
         found = _recordings(model, alike)
     except PeftcError:
-        if numbered := again():
-            return numbered
-        raise
+        return again() or _recordings(model, alike, refused)
     idle = any(map(_is_idle, found.get(SCENARIOS[0], ())))
     return (again() if idle else None) or found
 
@@ -122,13 +125,21 @@ def _is_idle(recording: Recording) -> bool:
     return any(0 in (_shape(call) or ()) for call in calls if call is not None)
 
 
-def _recordings(model: nn.Module, alike: Twins) -> dict[Scenario, tuple[Recording, ...]]:
-    """In every scenario that it has."""
+def _recordings(
+    model: nn.Module, alike: Twins, refused: dict[Scenario, str] | None = None
+) -> dict[Scenario, tuple[Recording, ...]]:
+    """In every scenario that it has, but for those that it refuses."""
     recordings = {}
     points, pair = _examples(model, alike)
     for scenario in SCENARIOS:
-        if scenario is not SCENARIOS[0]:
-            pair = tuple(_recorded(model, scenario, point, alike) for point in points)
+        try:
+            if scenario is not SCENARIOS[0]:
+                pair = tuple(_recorded(model, scenario, point, alike) for point in points)
+        except PeftcError as error:
+            if refused is None or not scenario.continues:
+                raise
+            refused[scenario] = error.problems[0].message
+            continue
         if all(pair):
             recordings[scenario] = tuple(r for r in pair if r is not None)
     return recordings

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
 from peftc.errors import Place, Problem
-from peftc.graph.sites import Parameter, Projection, Trace, within
+from peftc.graph.sites import Layer, Parameter, Projection, Trace, around, within
 from peftc.hints import nearest_module
 from peftc.legality import check_refusal
 from peftc.methods.selective import Selective
@@ -40,8 +40,19 @@ def _candidates(entry: Entry) -> dict[str, Parameter]:
         globs = enumerate(method.modules or ())
         below = [name for position, glob in globs for name in entry.matches(glob, position, layers)]
         return {} if entry.problems else _below([*(_whole(entry, spot) for spot in spots), *below], everything)
+    if method.towers is not None and method.layers == "all":
+        _pass_by(entry, layers)
     paths = [path for layer in layers for path in layer.paths] if entry.restricted else [""]
     return {name: p for name, p in _below(paths, everything).items() if not p.head}
+
+
+def _pass_by(entry: Entry, layers: Iterable[Layer]) -> None:
+    """Note what the entry would train beside the blocks of the towers that it names, and leaves out."""
+    beside = _below((layer.path.rpartition(".")[0].rpartition(".")[0] for layer in layers), entry.trace.parameters)
+    apart = {name: p for name, p in beside.items() if not p.head and not around(entry.trace.layers, name)}
+    assert isinstance(entry.method, Selective)
+    for name in entry.method.trains(apart):
+        entry.passed_by.setdefault("in no layer", {})[name.rpartition(".")[0]] = None
 
 
 def _below(paths: Iterable[str], parameters: Mapping[str, Parameter]) -> dict[str, Parameter]:

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 from transformers import (
+    BartConfig,
+    BartModel,
     BertConfig,
     BertForSequenceClassification,
     PreTrainedModel,
@@ -50,3 +52,11 @@ def test_where_nothing_reads_another_sequence_a_hint_says_so() -> None:
     model: PreTrainedModel = BertForSequenceClassification(BertConfig(**TINY, vocab_size=50))
     with pytest.raises(PeftcError, match="; no attention here reads another sequence"):
         notes(model, {"method": "lora", "at": "cross.v"})
+
+
+def test_what_a_tower_has_beside_its_blocks_is_left_out() -> None:
+    sizes: dict[str, Any] = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": 50}
+    bart = BartModel(BartConfig(**sizes, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=20))
+    tower = {"method": "norm", "towers": "decoder"}
+    assert notes(bart, tower) == ("norm: leaves out decoder.layernorm_embedding: in no layer",)
+    assert notes(bart, {**tower, "layers": "0"}) == notes(bart, {"method": "norm"}) == ()

@@ -25,6 +25,7 @@ def of(plan: Plan, entries: Sequence[Entry]) -> tuple[str, ...]:
         *dict.fromkeys(note for method in methods for note in method.notes()),
         *(note for entry in entries for note in entry.notes()),
         *_refused(trace),
+        *_changed(trace),
         *_no_layers(trace),
         *_alone(trace),
         *_last_sublayers(placements, trace),
@@ -40,6 +41,13 @@ def _refused(trace: Trace) -> Iterator[str]:
     for how in dict.fromkeys(trace.refused.values()):
         calls = "; ".join(call for call, why in trace.refused.items() if why == how)
         yield f"{how}; so the calls that are {calls} were not traced"
+
+
+def _changed(trace: Trace) -> Iterator[str]:
+    """The units that change what they are given in place: emitted code makes it anew, and leaves it to its caller."""
+    for unit in dict.fromkeys(unit for _, unit in trace.instances()):
+        if names := dict.fromkeys(name for n in unit.graph.nodes for name in n.meta.get("arguments", ())):
+            yield f"{unit.name} changes {', '.join(names)} in place: in an artifact its caller's stays as it was"
 
 
 def _no_layers(trace: Trace) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from torch import Tensor
 from transformers import (
     BartConfig,
     BartModel,
@@ -60,3 +61,14 @@ def test_what_a_tower_has_beside_its_blocks_is_left_out() -> None:
     tower = {"method": "norm", "towers": "decoder"}
     assert notes(bart, tower) == ("norm: leaves out decoder.layernorm_embedding: in no layer",)
     assert notes(bart, {**tower, "layers": "0"}) == notes(bart, {"method": "norm"}) == ()
+
+
+class Adding(Block):
+    def forward(self, x: Tensor, **kwargs: Any) -> Tensor:
+        x += 1
+        return super().forward(x, **kwargs)
+
+
+def test_what_a_block_changes_in_place_stays_its_callers() -> None:
+    said = ("Adding changes x in place: in an artifact its caller's stays as it was",)
+    assert notes(made(Adding), {"method": "lora", "at": "q"}) == said

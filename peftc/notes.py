@@ -16,6 +16,8 @@ from peftc.trace.record.feeds import POINTS
 if TYPE_CHECKING:
     from peftc.plan import Placement, Plan
 
+PLAIN = (nn.Module, nn.Sequential, nn.ModuleDict, nn.ModuleList)  # classes that say nothing of what is in them
+
 
 def of(plan: Plan, entries: Sequence[Entry]) -> tuple[str, ...]:
     """The notes of a plan: of its methods, of its entries, of the base, and of what stands where."""
@@ -66,9 +68,9 @@ def _no_layers(trace: Trace) -> Iterator[str]:
 
 def _alone(trace: Trace) -> Iterator[str]:
     """A note for what is of a class that attends in layers, or that layers are of, and stands by itself in no list."""
-    layers = [(layer.path, type(trace.model.get_submodule(layer.path))) for layer in trace.layers]
+    layers = {type(trace.model.get_submodule(layer.path)) for layer in trace.layers}
     units = {unit.base for _, unit in trace.instances() if any(isinstance(site, Attention) for site in unit.sites)}
-    kinds = {kind for _, kind in layers if not issubclass(kind, nn.Sequential | nn.ModuleDict | nn.ModuleList)} | units
+    kinds = (layers | units).difference(PLAIN)
     lists = [name for name, module in trace.model.named_modules() if isinstance(module, nn.ModuleList)]
     taken = [*lists, *(path for layer in trace.layers for path in layer.paths)]
     for name, module in trace.model.named_modules():

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from peftc.graph import dataflow
 from peftc.graph.sites import Attention, Projection, Site, Sublayer
+from peftc.trace.roles.added_outside import added_within, as_returned, bound
 from peftc.trace.roles.masks import mask_behind
 from peftc.trace.roles.mixing import mixing
 from peftc.trace.roles.norms import is_normed, norm_behind
@@ -67,7 +67,10 @@ def block_sites(view: View, inner: Mapping[str, tuple[View, list[Site]]], own: l
     causal = any(a.causal for a in within) or view.causal()
     mask = next((a.mask for a in seen if a.mask), None)
     taken = {s.node for s in (*found, *own) if isinstance(s, Projection)}
-    return [*found, *(replace(s, causal=causal, mask=mask) for s in _feed_forward(view, taken, attends))]
+    feed = _feed_forward(view, taken, attends)
+    if feed and all(isinstance(site, Projection) for site in feed):
+        feed += added_within(view, inner, [site for site in feed if isinstance(site, Projection)])
+    return [*found, *(replace(s, causal=causal, mask=mask) for s in feed)]
 
 
 def with_output(view: View, own: list[Site]) -> list[Site]:
@@ -93,30 +96,14 @@ def other_sites(view: View, kept: frozenset[str]) -> list[Site]:
     found = _feed_forward(view, {node.name for node in view.linears() if node in mixes}, mixes)
     projections = [site for site in found if isinstance(site, Projection)]
     if projections == found:
-        found = _fed(view, projections) or found
+        found = as_returned(view, projections) or found
     return [replace(site, causal=view.causal()) for site in found] if kept or projections else []
 
 
 def feed_sites(view: View, causal: bool) -> list[Site]:
     """The sites of a feed-forward that is a unit of its own: what it returns is what joins the residual, outside."""
     projections = [s for s in _feed_forward(view, set(), set()) if isinstance(s, Projection)]
-    return [replace(site, causal=causal) for site in _fed(view, projections)]
-
-
-def _fed(view: View, projections: list[Projection]) -> list[Site]:
-    """The projections of a feed-forward, and as its output what the view returns; none where that has another shape."""
-    (returned,) = (n.args[0] for n in view.graph.nodes if n.op == "output")
-    if not projections or not isinstance(returned, fx.Node):
-        return []
-    x = read_by(view, projections[0].node)
-    if x.meta["value"][0].shape != returned.meta["value"][0].shape or not has_features(returned):
-        return []
-    flat, turned = axes(returned.meta["value"])
-    ffn = Sublayer(
-        name="ffn", output=returned.name, residual=None, sum=None, norm=None, input=x.name, width=width_of(returned),
-        flat=flat, turned=turned,
-    )  # fmt: skip
-    return [*projections, ffn]
+    return [replace(site, causal=causal) for site in as_returned(view, projections)]
 
 
 def _inner_attentions(view: View, inner: Mapping[str, tuple[View, list[Site]]]) -> Iterator[AttentionSeen]:
@@ -124,11 +111,11 @@ def _inner_attentions(view: View, inner: Mapping[str, tuple[View, list[Site]]]) 
         if node.op != "call_module" or str(node.target) not in inner:
             continue
         unit, sites = inner[str(node.target)]
-        bound = _bound(unit.module, node)
+        given = bound(unit.module, node)
         for site in sites:
             if not isinstance(site, Attention):
                 continue
-            x, mask = bound.get(_parameter(unit, site.input)), bound.get(site.mask or "")
+            x, mask = given.get(_parameter(unit, site.input)), given.get(site.mask or "")
             projects = any(s.name.endswith("o") for s in sites if isinstance(s, Projection))
             if isinstance(x, fx.Node):
                 yield AttentionSeen(node, x, site.name, site.causal, mask_behind(view, _node(mask)), projects)
@@ -150,11 +137,6 @@ def _own_attentions(view: View, own: list[Site]) -> Iterator[AttentionSeen]:
 
 def _node(value: Any) -> fx.Node | None:
     return value if isinstance(value, fx.Node) else None
-
-
-def _bound(module: nn.Module, node: fx.Node) -> Mapping[str, Any]:
-    kwargs = {k: v for k, v in node.kwargs.items() if k != "**"}
-    return inspect.signature(type(module).forward).bind_partial(module, *node.args, **kwargs).arguments
 
 
 def _sublayer(view: View, start: fx.Node, x: fx.Node, attends: set[fx.Node], name: str) -> Sublayer | None:

@@ -14,6 +14,7 @@ def card(
 ) -> str:
     """The model card of an artifact."""
     spec, template = plan.spec, templates("peftc.emit").get_template("README.md.jinja")
+    wanted = auto_class(spec.base.task).__name__
     return template.render(
         name=spec.name,
         folder=f"generated/{spec.name}",
@@ -21,7 +22,7 @@ def card(
         example=spec.base.model or "path/to/base",
         model=type(plan.trace.model).__name__,
         module=module,
-        auto=min(auto_classes, key=lambda auto: auto != auto_class(spec.base.task).__name__, default=None),
+        auto=wanted if wanted in auto_classes else next(iter(auto_classes), None),
         methods=listed(heading.methods) or "no method",
         trained=f"{heading.trained:,}",
         stored=f"{heading.stored:,}",

@@ -41,9 +41,7 @@ def flow(graph: fx.Graph) -> Flow:
 def _written(node: fx.Node) -> fx.Node | None:
     """The tensor that a node copies into, in whole or in part."""
     copies = node.target is operator.setitem or (node.op == "call_method" and node.target == "copy_")
-    target = node.args[0] if copies else None
-    while isinstance(target, fx.Node) and is_move(target):
-        target = target.args[0]
+    target = unmoved(node.args[0]) if copies else None
     return target if isinstance(target, fx.Node) else None
 
 
@@ -161,6 +159,13 @@ def reached(graph: Flow, start: fx.Node) -> set[fx.Node]:
 def is_move(node: fx.Node) -> bool:
     """Whether a node only moves numbers: views, splits, transpositions, items."""
     return node.op in ("call_function", "call_method") and name_of(node) in MOVES
+
+
+def unmoved(value: Any) -> Any:
+    """What moves made a value of; the value itself where none did."""
+    while isinstance(value, fx.Node) and is_move(value):
+        value = value.args[0]
+    return value
 
 
 def name_of(node: fx.Node) -> str:

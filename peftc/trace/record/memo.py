@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,11 +47,12 @@ class Remembered:
         A node that changes the shape of what it was given, or that returns no tensor, is always computed.
         """
         given = inputs((args, kwargs))
-        key = _told(kind, target, args, kwargs, held)
+        told = partial(_told, kind, target, args, kwargs, given, held)
+        key = told()
         if key is None or key not in self.found:
             copies = _copied(held[0]), _copied(held[1])
             points = compute(copies)
-            if key is None or not _lasts(points) or key != _told(kind, target, args, kwargs, held):
+            if key is None or not _lasts(points) or key != told():
                 return points, copies
             self.found[key] = _without(points, given), (list(copies[0].values()), list(copies[1].values()))
         points, left = self.found[key]
@@ -63,10 +65,10 @@ def _copied(held: Mapping[fx.Node, Any]) -> Mapping[fx.Node, Any]:
     return dict(zip(held, copy.deepcopy(list(held.values())), strict=True))
 
 
-def _told(kind: str, target: Any, args: Any, kwargs: Any, held: Held) -> Key | None:
+def _told(kind: str, target: Any, args: Any, kwargs: Any, given: Sequence[fx.Node], held: Held) -> Key | None:
     """All that a result depends on; None where that is not known.  No mode need see how a shape is asked for."""
     nodes = list(held[0])
-    places = (nodes.index(node) if node in held[0] else None for node in inputs((args, kwargs)))
+    places = (nodes.index(node) if node in held[0] else None for node in given)
     try:
         with torch._C.DisableTorchFunction():
             return (kind, target, _key(args), _key(kwargs), *places, *(_whole(list(own.values())) for own in held))

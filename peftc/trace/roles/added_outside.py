@@ -22,7 +22,7 @@ def as_returned(view: View, projections: list[Projection]) -> list[Site]:
     x = read_by(view, projections[0].node)
     if x.meta["value"][0].shape != returned.meta["value"][0].shape or not has_features(returned):
         return []
-    return [*projections, _returned("ffn", returned, x)]
+    return [*projections, _returned(returned, x)]
 
 
 def added_within(
@@ -37,14 +37,14 @@ def added_within(
         given = {n: handed[str(n.target)] for n in unit.graph.nodes if n.op == "placeholder" and n.target in handed}
         sums = [total for node in given for total in unit.flow.successors(node) if adds_streams(unit, total)]
         if len(given) == 1 and any(all(a.op == "placeholder" for a in operands(total)) for total in sums):
-            yield _returned("ffn", next(iter(given.values())), x)
+            yield _returned(next(iter(given.values())), x)
 
 
-def _returned(name: str, output: fx.Node, x: fx.Node) -> Sublayer:
-    """A sublayer whose residual and sum lie outside."""
+def _returned(output: fx.Node, x: fx.Node) -> Sublayer:
+    """A feed-forward whose residual and sum lie outside."""
     flat, turned = axes(output.meta["value"])
     return Sublayer(
-        name=name, output=output.name, residual=None, sum=None, norm=None, input=x.name, width=width_of(output),
+        name="ffn", output=output.name, residual=None, sum=None, norm=None, input=x.name, width=width_of(output),
         flat=flat, turned=turned,
     )  # fmt: skip
 

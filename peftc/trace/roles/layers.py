@@ -164,8 +164,9 @@ class _Units:
 
     def only_mixes(self, path: str, unit: Unit) -> bool:
         """Whether what was seen to weigh something weighs no keys, but streams of one position, or experts."""
-        view = View.of(self.model.get_submodule(path), unit.graph, lambda: False)
-        return not any(isinstance(site, Attention) for site in unit.sites) and weighs_no_keys(view)
+        if _has_attention((path, unit)):
+            return False
+        return weighs_no_keys(View.of(self.model.get_submodule(path), unit.graph, lambda: False))
 
 
 def _has_attention(instance: tuple[str, Unit]) -> bool:

@@ -19,11 +19,12 @@ HANDS_ON = (assume, enter, leave, operator.is_, operator.is_not)
 def computed_with(inner: Mapping[str, Unit], around: Iterable[Unit]) -> dict[str, Unit]:
     """The attention units by path, without a place for a prefix where a unit around one computes with its weights."""
     changed: dict[Unit, Unit] = {}
+    weights = {unit: tuple(_weights(unit)) for unit in dict.fromkeys(inner.values())}
     for unit in around:
         for call in unit.graph.nodes:
             own = {inner.get(dotted(path, str(call.target))) for path in unit.paths if call.op == "call_module"}
             for attention in filter(None, own):
-                if any(_computes(call, index) for index in _weights(attention)):
+                if any(_computes(call, index) for index in weights[attention]):
                     sites = (_without(site, unit.name) for site in attention.sites)
                     changed[attention] = replace(attention, sites=tuple(sites))
     return {path: changed.get(unit, unit) for path, unit in inner.items()}

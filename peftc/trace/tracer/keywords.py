@@ -55,6 +55,7 @@ def _written(forward: Callable[..., Any]) -> ast.FunctionDef | ast.Lambda | None
     return next(n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.FunctionDef | ast.Lambda))
 
 
+@cache
 def _hands_up(forward: Callable[..., Any]) -> bool:
     """Whether a forward hands its **kwargs to super().forward."""
     function = _written(forward)

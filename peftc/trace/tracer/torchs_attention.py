@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 from torch.nn.functional import linear, pad, scaled_dot_product_attention, softmax
 
-from peftc.graph.dataflow import is_move
+from peftc.graph.dataflow import unmoved
 from peftc.trace.tracer.values import EXTRA, Value, fail
 
 
@@ -149,9 +149,7 @@ def _always(flag: Any) -> Any:
 
 def _is_bool(mask: Any) -> bool:
     """Whether a mask is true or false: the emitted code asks that of one that is given, where both kinds may come."""
-    source: object = mask.node if type(mask) is Value else None
-    while isinstance(source, fx.Node) and is_move(source):
-        source = source.args[0]
+    source: object = unmoved(mask.node) if type(mask) is Value else None
     given = isinstance(source, fx.Node) and source.op == "placeholder"
     return bool((mask if given or source is None else mask.points[0]).dtype == torch.bool)
 

@@ -267,9 +267,10 @@ def _laid_out(node: fx.Node, places: torch.Tensor, shape: tuple[int, ...]) -> Fe
     """How a node holds features, from the place in the linear's output that each of its numbers came from."""
     width, lead = shape[-1], tuple(size for size in shape[:-1] if size > 1)
     coordinates = torch.unravel_index(places // width, lead)
-    axes = [_varying_axis(c) for c in coordinates]
+    varying = [_varying_axes(c) for c in coordinates]
+    axes = [axis for own in varying for axis in own]
     free = [axis for axis in range(places.dim()) if axis not in axes]
-    if len(set(axes)) < len(axes):
+    if any(len(own) != 1 for own in varying) or len(set(axes)) < len(axes):
         return None
     moved = places.permute(*axes, *free) % width
     each = moved.reshape(-1, *moved.shape[len(lead) :])
@@ -284,9 +285,9 @@ def _laid_out(node: fx.Node, places: torch.Tensor, shape: tuple[int, ...]) -> Fe
     return Features(node, rows, dims, order, ones)
 
 
-def _varying_axis(coordinate: torch.Tensor) -> int:
-    """The one axis along which a coordinate changes."""
-    return next(a for a in range(coordinate.dim()) if coordinate.shape[a] > 1 and bool(coordinate.diff(dim=a).any()))
+def _varying_axes(coordinate: torch.Tensor) -> list[int]:
+    """The axes along which a coordinate changes."""
+    return [a for a in range(coordinate.dim()) if coordinate.shape[a] > 1 and bool(coordinate.diff(dim=a).any())]
 
 
 def recomputed(node: fx.Node, held: Mapping[fx.Node, Any]) -> Any:

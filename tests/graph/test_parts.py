@@ -1,4 +1,4 @@
-"""Parts of a fused projection that no node holds alone: they come apart behind a merged axis, or a bound."""
+"""Parts of a fused projection that no node holds alone: they come apart behind a merged axis, a bound, or windows."""
 
 from __future__ import annotations
 
@@ -55,6 +55,22 @@ class ClippedBlock(MergedBlock):
     attends = Clipped
 
 
+class Windowed(Merged):
+    """Every other position is of another window, and attends to its own alone."""
+
+    def forward(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        batch, length, _ = x.shape
+        qkv = self.qkv(torch.cat([x, x.flip(1)], 1)).reshape(batch, length, 2, 3, 2, 4)
+        q, k, v = qkv.permute(3, 0, 4, 2, 1, 5).unbind(0)
+        weights = (q * 0.5 @ k.transpose(-2, -1)).softmax(-1)
+        result: torch.Tensor = self.out((weights @ v).transpose(1, 3).reshape(batch, 2 * length, 8))[:, :length]
+        return result
+
+
+class WindowedBlock(MergedBlock):
+    attends = Windowed
+
+
 class Named(MergedBlock):
     """It has a module of the name that a part could have."""
 
@@ -96,7 +112,7 @@ def by_hand(model: nn.Module, changed: Any) -> nn.Module:
 
 
 @pytest.mark.parametrize("entries", [[LORA], [IA3], [LORA, IA3], [IA3, LORA], [IA3, WHOLE]])
-@pytest.mark.parametrize("kind", [MergedBlock, ClippedBlock, Named])
+@pytest.mark.parametrize("kind", [MergedBlock, ClippedBlock, WindowedBlock, Named])
 def test_as_by_hand(entries: list[dict[str, Any]], kind: type[nn.Module]) -> None:
     model = made(kind)
     changed = peftc.attach(copy.deepcopy(model), spec(entries))
@@ -114,7 +130,7 @@ def test_as_by_hand(entries: list[dict[str, Any]], kind: type[nn.Module]) -> Non
     assert all(gradient.any() for gradient in ours)
 
 
-@pytest.mark.parametrize("kind", [MergedBlock, ClippedBlock])
+@pytest.mark.parametrize("kind", [MergedBlock, ClippedBlock, WindowedBlock])
 def test_the_rows_of_each_part_are_known(kind: type[nn.Module]) -> None:
     sites = [site for unit in trace_model(made(kind)).units for site in unit.sites if site.name in PARTS]
     assert {s.name: s.rows for s in sites if isinstance(s, Projection)} == {

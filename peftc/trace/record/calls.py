@@ -187,7 +187,7 @@ def _watching(recording: Recording, twins: Twins, padded: bool, number: int = 0)
 
 def _has_heads(weights: torch.Tensor, owner: nn.Module) -> bool:
     """Whether weights show that their module attends: torch's own has batch and heads in one axis."""
-    return weights.dim() == 4 or isinstance(owner, nn.MultiheadAttention)
+    return weights.dim() >= 4 or isinstance(owner, nn.MultiheadAttention)
 
 
 def _is_unit(module: nn.Module) -> bool:

@@ -11,7 +11,7 @@ from torch import fx, nn
 from peftc.graph import dataflow
 from peftc.graph.sites import Projection, Site, Sublayer
 from peftc.trace.roles.residual import adds_streams, operands
-from peftc.trace.roles.views import View, axes, find, has_features, read_by, width_of
+from peftc.trace.roles.views import View, axes, has_features, read_by, width_of
 
 
 def as_returned(view: View, projections: list[Projection]) -> list[Site]:
@@ -26,14 +26,16 @@ def as_returned(view: View, projections: list[Projection]) -> list[Site]:
 
 
 def added_within(
-    view: View, inner: Mapping[str, tuple[View, list[Site]]], projections: list[Projection]
+    view: View, inner: Mapping[str, tuple[View, list[Site]]], last: fx.Node, x: fx.Node
 ) -> Iterator[Sublayer]:
-    """What a feed-forward hands to a unit inside its block, which adds it to another of its arguments."""
-    down, x = find(view.graph, projections[-1].node), read_by(view, projections[0].node)
-    made = dataflow.reached(view.flow, down)
-    for call in dataflow.downstream(view.flow, down, lambda n: n.op == "call_module" and str(n.target) in inner):
+    """What a feed-forward of x, behind its last matrix, hands to a unit inside its block.
+
+    The unit adds it to another of its arguments.
+    """
+    made = dataflow.reached(view.flow, last)
+    for call in dataflow.downstream(view.flow, last, lambda n: n.op == "call_module" and str(n.target) in inner):
         unit, _ = inner[str(call.target)]
-        handed = {name: value for name, value in bound(unit.module, call).items() if value in made}
+        handed = {k: v for k, v in bound(unit.module, call).items() if isinstance(v, fx.Node) and v in made}
         given = {n: handed[str(n.target)] for n in unit.graph.nodes if n.op == "placeholder" and n.target in handed}
         sums = [total for node in given for total in unit.flow.successors(node) if adds_streams(unit, total)]
         if len(given) == 1 and any(all(a.op == "placeholder" for a in operands(total)) for total in sums):

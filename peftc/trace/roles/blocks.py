@@ -68,9 +68,25 @@ def block_sites(view: View, inner: Mapping[str, tuple[View, list[Site]]], own: l
     mask = next((a.mask for a in seen if a.mask), None)
     taken = {s.node for s in (*found, *own) if isinstance(s, Projection)}
     feed = _feed_forward(view, taken, attends)
-    if feed and all(isinstance(site, Projection) for site in feed):
-        feed += added_within(view, inner, [site for site in feed if isinstance(site, Projection)])
+    maps = [site for site in feed if isinstance(site, Projection)]
+    if maps == feed and (way := _ends(view, maps, attends, inner)):
+        feed += added_within(view, inner, *way)
     return [*found, *(replace(s, causal=causal, mask=mask) for s in feed)]
+
+
+def _ends(
+    view: View, maps: list[Projection], attends: set[fx.Node], inner: Mapping[str, tuple[View, list[Site]]]
+) -> tuple[fx.Node, fx.Node] | None:
+    """Where a feed-forward without a sum makes its output, and what it reads: its projections, or a module kept whole.
+
+    Without projections it is the last module that computes with what the block's attention makes.
+    """
+    if maps:
+        return find(view.graph, maps[-1].node), read_by(view, maps[0].node)
+    attended = {node for attention in attends for node in dataflow.reached(view.flow, attention)} - attends
+    whole = (n for n in reversed(view.graph.nodes) if n in attended and n.op == "call_module" and n.target not in inner)
+    last = next((n for n in whole if not view.is_linear(n) and computes(view, [n]) and not is_normed(view, n)), None)
+    return (last, dataflow.tensors(last)[0]) if last else None
 
 
 def with_output(view: View, own: list[Site]) -> list[Site]:

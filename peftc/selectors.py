@@ -139,6 +139,7 @@ class Entry:
         having = {spot.layer.tower for spot in found if spot.layer}
         lacking = [layer for layer in layers if not layer.find(name)]
         if self.method.towers is None and found:
+            self._note([o for o in lacking if o.tower not in having and not name.startswith("cross.")], name)
             lacking = [layer for layer in lacking if layer.tower in having]
         if self.method.layers == "all" and found:
             without = self._left_out(name, lacking, having)
@@ -152,10 +153,15 @@ class Entry:
     def _left_out(self, name: str, lacking: Sequence[Layer], having: Collection[str]) -> list[Layer]:
         """The layers without any attention, or feed-forward, where others of the tower have one; they are noted."""
         without = [layer for layer in lacking if layer.tower in having and _lacks_part(layer, name, self.trace)]
-        for tower in dict.fromkeys(layer.tower for layer in without):
-            where = f"{numbered([layer for layer in without if layer.tower == tower])} of the {tower}"
-            self.absent.setdefault(where, []).append(name)
+        self._note(without, name)
         return without
+
+    def _note(self, without: Sequence[Layer], name: str) -> None:
+        """That layers of a tower, or all of them, lack a site; and what of them was not traced."""
+        for tower in dict.fromkeys(layer.tower for layer in without):
+            own = [layer for layer in without if layer.tower == tower]
+            reasons = dict.fromkeys(why for layer in own for why in untraced(layer, self.trace))
+            self.absent.setdefault("; ".join([f"{numbered(own)} of the {tower}", *reasons]), []).append(name)
 
     def notes(self) -> Iterator[str]:
         """Which layers it leaves out, though it names all, and which modules that its globs name."""

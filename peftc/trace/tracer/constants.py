@@ -20,11 +20,26 @@ EXTREMES = (max, min)
 
 def constant(target: Any, args: tuple[Any, ...], points: tuple[Point, Point]) -> tuple[Any] | None:
     """The value of a node that no input can change, in a tuple; None where it must stay a node."""
+    if target in (operator.eq, operator.ne) and "meta" in args and any(map(kind_of_device, args)):
+        return (target is operator.ne,)  # what is traced there runs elsewhere
     if target in (operator.setitem, enter, leave, assume) or type(points[0]) not in (int, float, str):
         return None
+    if target is getattr and _is_device(args[0]):
+        return None  # all are on meta here
     if _of_dtype(target, args) or _counted(target, args) or _computed(target, args):
         return None
     return (points[0],) if points[0] == points[1] else None
+
+
+def kind_of_device(value: object) -> bool:
+    """Whether a value is the type of the device that a tensor is on."""
+    return (
+        isinstance(value, fx.Node) and value.target is getattr and value.args[1] == "type" and _is_device(value.args[0])
+    )
+
+
+def _is_device(value: object) -> bool:
+    return isinstance(value, fx.Node) and isinstance(value.meta["value"][0], torch.device)
 
 
 def _of_dtype(target: Any, args: tuple[Any, ...]) -> bool:

@@ -23,7 +23,7 @@ from peftc.trace.tracer import torchs_attention
 from peftc.trace.tracer.builtin_functions import flat, on_proxies
 from peftc.trace.tracer.frames import is_user
 from peftc.trace.tracer.tracer import Tracer
-from peftc.trace.tracer.values import Value
+from peftc.trace.tracer.values import Value, fail
 
 FACTORIES = ("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "tensor", "zeros")
 UNDISPATCHED = (*FACTORIES, "finfo", "where")  # torch does not hand these on to an argument that is a proxy
@@ -79,6 +79,8 @@ def installed() -> Iterator[Session]:
         stack.enter_context(patched(AttentionInterface, "get_interface", _get_interface(session)))
         stack.enter_context(patched(torch.autograd.Function, "apply", classmethod(_function_apply(session))))
         stack.enter_context(patched(math, "sqrt", _root(math.sqrt)))
+        for asked, name in ((torch.autocast, "__init__"), (torch, "is_autocast_enabled")):
+            stack.enter_context(patched(asked, name, _unrecorded(session, getattr(asked, name))))
         for owner, name, own in torchs_attention.REPLACED:
             stack.enter_context(patched(owner, name, torchs_attention.replaced(getattr(owner, name), own)))
         for name in (*UNDISPATCHED, *CRASHING):
@@ -146,6 +148,17 @@ def _function_apply(session: Session) -> Callable[..., Any]:
         if tracer is None or not any(type(a) is Value for a in flat((args, kwargs))):
             return apply(function, *args, **kwargs)
         return tracer.create_proxy("call_method", "apply", (function, *args), kwargs)
+
+    return traced
+
+
+def _unrecorded(session: Session, autocast: Callable[..., Any]) -> Callable[..., Any]:
+    """What makes the rest of a forward depend on autocast: where it is on, a graph would compute otherwise."""
+
+    def traced(*args: Any, **kwargs: Any) -> Any:
+        if session.active:
+            fail("it enters torch.autocast, or asks for it, which a trace does not record")
+        return autocast(*args, **kwargs)
 
     return traced
 

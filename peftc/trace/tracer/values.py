@@ -7,6 +7,7 @@ import operator
 from collections.abc import Callable, Hashable, Iterator, Mapping, MappingView
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
@@ -17,6 +18,7 @@ from torch.fx.node import map_aggregate
 from peftc.graph.branches import SelfReference, assume, enter, leave
 from peftc.trace.record.meta import values_as
 from peftc.trace.record.source import told
+from peftc.trace.tracer.dtypes import widens
 
 if TYPE_CHECKING:
     from peftc.trace.tracer.mutated import Live
@@ -121,10 +123,12 @@ class Value(fx.Proxy):
     def apart(self, made: Any) -> Any:
         """x += y as x + y: the sum may lie otherwise in memory, and kernels then round otherwise: its node says so.
 
-        Every name of x has the sum from here on.
+        It keeps the dtype of x.  Every name of x has the sum from here on.
         """
         if type(made) is Value and isinstance(point := self.points[0], torch.Tensor):
-            made.node.meta["in_place"] = point.is_floating_point()
+            floats, asked = point.is_floating_point(), partial(widens, made.node, self.node)
+            made = made.to(self.dtype) if floats and self.tracer.evaluate_quietly(asked, (), {}) else made
+            made.node.meta["in_place"] = floats
             self.tracer.live.change(self.node, made.node)
         return made
 
@@ -132,6 +136,12 @@ class Value(fx.Proxy):
         if "node" in vars(self):  # its own two attributes come first
             fail(f"it sets the attribute {name} of {self!r}")
         super().__setattr__(name, value)
+
+    def __enter__(self) -> NoReturn:
+        fail(f"it enters {self!r}, which a trace does not record")
+
+    def __exit__(self, *error: object) -> None:
+        """Never reached; without it Python itself refuses to enter, and names no reason."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.tracer.call_value(self, args, kwargs)
@@ -155,6 +165,8 @@ class Deciding(Protocol):
     live: Live
 
     def create_proxy(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...
+
+    def evaluate_quietly(self, function: Any, args: Any, kwargs: Any) -> Point: ...
 
     def call_value(self, value: Value, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...
 

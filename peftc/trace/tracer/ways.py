@@ -10,6 +10,7 @@ from torch import fx
 
 from peftc.graph.branches import assume, enter, leave
 from peftc.graph.dataflow import example
+from peftc.trace.tracer.constants import kind_of_device
 
 ORDERS = (operator.lt, operator.le, operator.gt, operator.ge)
 EQUALS = (operator.eq, operator.ne)
@@ -28,8 +29,8 @@ def _branches(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:
 
 
 def asks_kind(condition: fx.Node) -> bool:
-    """Whether a condition asks for a dtype, or whether a number that a cache counts is in a tensor."""
-    return any(_is_dtype(a) for a in condition.args) or _asks_tensor(condition)
+    """Whether a condition asks for a dtype or a device, or whether a number that a cache counts is in a tensor."""
+    return any(_is_dtype(a) or kind_of_device(a) for a in condition.args) or _asks_tensor(condition)
 
 
 def flags(graph: fx.Graph) -> list[Hashable]:

@@ -48,7 +48,24 @@ class Written(Block):
         return result
 
 
-@pytest.mark.parametrize("kind", [Named, Marking, Written])
+class Biased(Attending):
+    """Adds a bias in place that is of float32 in a model of bfloat16, too: the scores keep their dtype."""
+
+    def forward(self, x: Tensor, **kwargs: Any) -> Tensor:
+        q, k, v = (p(x).unflatten(-1, (2, 4)).transpose(1, 2) for p in (self.query, self.key, self.value))
+        scores = q @ k.transpose(-1, -2)
+        scores += torch.where(torch.arange(x.shape[1], device=x.device) > 0, 0.1, -0.3)
+        result: Tensor = self.out((scores.softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(2))
+        return result
+
+
+class BiasedBlock(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = Biased()
+
+
+@pytest.mark.parametrize("kind", [Named, Marking, Written, BiasedBlock])
 def test_every_name_has_the_sum(kind: type[nn.Module]) -> None:
     attached(made(kind))
 

@@ -14,9 +14,12 @@ from tests.trace.seen import seen, sites
 
 
 class Parallel(nn.Module):
-    """Attention and feed-forward side by side: (attention + feed-forward) + x, or (x + attention) + feed-forward."""
+    """Attention and feed-forward side by side: (attention + feed-forward) + x, or (x + attention) + feed-forward.
 
-    def __init__(self, last: bool) -> None:
+    Without either, x is added by what calls it.
+    """
+
+    def __init__(self, last: bool | None) -> None:
         super().__init__()
         self.last, self.norm = last, nn.LayerNorm(WIDTH)
         self.q, self.k, self.v, self.o = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
@@ -27,6 +30,9 @@ class Parallel(nn.Module):
         query, key, value = (part(read).unflatten(-1, (2, -1)).transpose(1, 2) for part in (self.q, self.k, self.v))
         attended = self.o(nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
         fed = self.down(torch.relu(self.up(read)))
+        if self.last is None:
+            both: Tensor = attended + fed
+            return both
         made: Tensor = (attended + fed) + x if self.last else (x + attended) + fed
         return made
 
@@ -36,6 +42,14 @@ def test_sublayers_side_by_side_have_the_stream_as_their_residual(last: bool) ->
     found = sites(Parallel(last), WIDTH)
     sublayers = [site for name in ("attention_output", "ffn") if isinstance(site := found[name], Sublayer)]
     assert [site.residual for site in sublayers] == ["x", "x"]
+
+
+def test_a_stream_that_is_added_outside_is_nobodys_residual() -> None:
+    """The one's output is not what the other's is added to."""
+    found = sites(Parallel(None), WIDTH)
+    sublayers = [site for name in ("attention_output", "ffn") if isinstance(site := found[name], Sublayer)]
+    assert [site.output for site in sublayers] == ["o", "down"]
+    assert {(site.residual, site.sum, site.input) for site in sublayers} == {(None, None, "norm")}
 
 
 class Adding(nn.Module):

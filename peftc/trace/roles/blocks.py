@@ -12,11 +12,20 @@ from torch import fx
 
 from peftc.graph import dataflow
 from peftc.graph.sites import Attention, Projection, Site, Sublayer
-from peftc.trace.roles.added_outside import added_within, as_returned, bound
+from peftc.trace.roles.added_outside import added_within, as_returned, bound, returned
 from peftc.trace.roles.masks import mask_behind
 from peftc.trace.roles.mixing import mixing
 from peftc.trace.roles.norms import is_normed, norm_behind
-from peftc.trace.roles.residual import adds_streams, computes, joins, operands, origin, stream, taken_in
+from peftc.trace.roles.residual import (
+    adds_streams,
+    both_computed,
+    computes,
+    joins,
+    operands,
+    origin,
+    stream,
+    taken_in,
+)
 from peftc.trace.roles.views import (
     View,
     axes,
@@ -181,11 +190,13 @@ def _made(view: View, total: fx.Node, output: fx.Node, x: fx.Node, name: str) ->
         return None
     beside = next(a for a in operands(total) if a is not output)
     follows = beside in dataflow.reached(view.flow.reverse(copy=False), output)
-    residual, norm = beside if follows else stream(view, total) or beside, norm_behind(view, total)
+    residual, norm = beside if follows else stream(view, total), norm_behind(view, total)
+    if residual is None and both_computed(view, total):
+        return returned(name, output, x)
     flat, turned = axes(output.meta["value"])
     return Sublayer(
-        name=name, output=output.name, residual=residual.name, sum=total.name, norm=norm.name if norm else None,
-        input=x.name, width=width_of(output), flat=flat, turned=turned,
+        name=name, output=output.name, residual=(residual or beside).name, sum=total.name,
+        norm=norm.name if norm else None, input=x.name, width=width_of(output), flat=flat, turned=turned,
     )  # fmt: skip
 
 

@@ -65,12 +65,15 @@ def block_sites(view: View, inner: Mapping[str, tuple[View, list[Site]]], own: l
     seen = [*_inner_attentions(view, inner), *_own_attentions(view, own)]
     attends = {attention.node for attention in seen}
     found: list[Site] = []
+    back = view.flow.reverse(copy=False)
     for attention in seen:
         cross = attention.name.removesuffix("attention")
         sees, mask = attention.causal, None if cross else attention.mask
-        outputs = [] if attention.projects else list(output_projection(view, attention.node))
-        found += [replace(o, name=f"{cross}o", causal=sees, mask=mask) for o in outputs]
         sublayer = _sublayer(view, attention.node, attention.input, attends, f"{cross}attention_output")
+        before = dataflow.reached(back, find(view.graph, sublayer.output)) if sublayer else set(view.flow)
+        outputs = [] if attention.projects else list(output_projection(view, attention.node))
+        own_o = [o for o in outputs if find(view.graph, o.node) in before]
+        found += [replace(o, name=f"{cross}o", causal=sees, mask=mask) for o in own_o]
         found += [replace(sublayer, causal=sees, mask=mask)] if sublayer else []
     within = [a for a in seen if not a.name.startswith("cross.")]
     causal = any(a.causal for a in within) or view.causal()

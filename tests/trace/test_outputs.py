@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from peftc.graph.sites import Sublayer
+from peftc.trace import trace_model
 from peftc.trace.roles.attention import attention_sites
 from peftc.trace.roles.blocks import with_output
-from tests.trace.nets import WIDTH, Attending
+from tests.trace.nets import WIDTH, Attending, Block, Net
 from tests.trace.seen import seen, sites
 
 
@@ -68,3 +71,24 @@ def test_an_attention_that_adds_its_residual_itself_has_an_output() -> None:
     view = seen(Adding(), WIDTH)
     output = next(site for site in with_output(view, attention_sites(view)) if isinstance(site, Sublayer))
     assert (output.name, output.residual, output.norm) == ("attention_output", "x", "norm")
+
+
+class Widened(nn.Linear):
+    """A linear map with a small one beside it."""
+
+    def __init__(self) -> None:
+        super().__init__(WIDTH, WIDTH)
+        self.beside = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = super().forward(x) + self.beside(x)
+        return made
+
+
+def test_no_linear_behind_the_sum_is_the_attentions_own() -> None:
+    """Where two make the attention's output, neither alone is o, nor is what comes behind them in the block."""
+    block = Block()
+    block.attention.out = Widened()
+    layer = trace_model(Net([block, copy.deepcopy(block)])).layers[0]
+    assert "o" not in layer.site_names()
+    assert {"attention_output", "ffn_up", "ffn_down", "ffn"} <= set(layer.site_names())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,8 +11,6 @@ from peftc.graph.sites import Projection, Sublayer
 from peftc.methods.adapter import Adapter
 from peftc.methods.gate import Gate
 from peftc.methods.lora import LoRA
-from peftc.trace import trace_model
-from tests.trace.nets import Block, Net
 from tests.trace.seen import sites
 
 WIDTH = 8
@@ -301,24 +297,3 @@ def test_streams_that_are_mixed_are_the_residual() -> None:
     ffn = sites(Streams(), WIDTH)["ffn"]
     assert isinstance(ffn, Sublayer)
     assert (ffn.output, ffn.residual, ffn.sum) == ("mul", "matmul", "add")
-
-
-class Widened(nn.Linear):
-    """A linear map with a small one beside it."""
-
-    def __init__(self) -> None:
-        super().__init__(WIDTH, WIDTH)
-        self.beside = nn.Linear(WIDTH, WIDTH)
-
-    def forward(self, x: Tensor) -> Tensor:
-        made: Tensor = super().forward(x) + self.beside(x)
-        return made
-
-
-def test_no_linear_behind_the_sum_is_the_attentions_own() -> None:
-    """Where two make the attention's output, neither alone is o, nor is what comes behind them in the block."""
-    block = Block()
-    block.attention.out = Widened()
-    layer = trace_model(Net([block, copy.deepcopy(block)])).layers[0]
-    assert "o" not in layer.site_names()
-    assert {"attention_output", "ffn_up", "ffn_down", "ffn"} <= set(layer.site_names())

@@ -233,8 +233,7 @@ class Reported(Block):
         return Output(x=super().forward(state.x) * state.scale)
 
 
-class Read(Reported):
-    """It is given an output, which is a dict too."""
+class Read(Reported): ...
 
 
 @dataclass
@@ -299,17 +298,3 @@ def test_what_has_fields_is_handed_on_as_it_is(kind: type[nn.Module]) -> None:
 def test_what_is_no_argument_that_a_trace_follows(kind: type[nn.Module], why: str) -> None:
     with pytest.raises(PeftcError, match=f"not traced: {kind.__name__}: {why}"):
         attached(Carrying([kind()]), {"method": "adapter"})
-
-
-class Starred(Block):
-    """A block that would take arguments without names, which no call gives it."""
-
-    def forward(self, x: Tensor, *others: Tensor, **kwargs: Any) -> Tensor:
-        return super().forward(x) if not others else x
-
-
-def test_arguments_without_names_that_no_call_gives_are_none() -> None:
-    torch.manual_seed(0)
-    model: Any = attached(Net([Starred(), Starred()]).eval())
-    with pytest.raises(ValueError, match=r"compiled for others=\(\)"):
-        model.blocks[0](torch.zeros(1, 3, WIDTH), torch.zeros(1))

@@ -99,6 +99,10 @@ PLAIN: Mapping[type, type] = {int: int, float: float, LiftedInt: int, LiftedFloa
 
 def _combined(sign: str, level: int, operation: Callable[..., Any], *operands: Any) -> Any:
     """A number made of others, with the expression for it where that is short; NotImplemented for what is no number."""
+    if flags := [operand for operand in operands if type(operand) is bool]:
+        number = next(operand for operand in operands if isinstance(operand, Lifted))
+        kept = sign == "*" and flags[0]
+        return number if kept else operation(*(PLAIN.get(type(o), int)(o) for o in operands))
     if any(type(operand) not in PLAIN for operand in operands):
         return NotImplemented
     if sign == "*" and any(type(operand) is int and operand == 1 for operand in operands):

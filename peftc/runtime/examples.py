@@ -17,7 +17,7 @@ from peftc.trace.record.calls import Recorded, Recording, record, together
 from peftc.trace.record.feeds import Point
 from peftc.trace.record.inputs import SCENARIOS, Scenario
 from peftc.trace.record.memo import signature
-from peftc.trace.record.nested import rebuilt
+from peftc.trace.record.nested import keyed, rebuilt
 from peftc.trace.record.observed import given_in
 from peftc.trace.record.twins import Twins, of_a_kind, twins
 
@@ -85,7 +85,7 @@ def _marked(value: Any, other: Any) -> Any:
     if isinstance(value, (tuple, list)) and isinstance(other, (tuple, list)) and len(value) == len(other):
         return rebuilt(value, (_marked(one, two) for one, two in zip(value, other, strict=True)))
     if isinstance(value, dict) and isinstance(other, dict):
-        return {key: _marked(item, other.get(key)) for key, item in value.items()}
+        return keyed(value, {key: _marked(item, other.get(key)) for key, item in value.items()})
     return PerPosition(value.shape) if _is_per_position(value, other) else value
 
 
@@ -130,7 +130,7 @@ class Filler:
         if isinstance(value, (tuple, list)):
             return rebuilt(value, map(self, value))
         if isinstance(value, dict):
-            return {key: self(item) for key, item in value.items()}
+            return keyed(value, {key: self(item) for key, item in value.items()})
         if _keeps(value):
             return self._object(value)
         return self.dtype if value is torch.float32 else torch.device("cpu") if value == torch.device("meta") else value

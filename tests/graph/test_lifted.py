@@ -55,3 +55,10 @@ def test_no_comparison_and_no_text_is_a_number() -> None:
     heads = lifted(4, "self.heads")
     assert type(heads == 4) is bool and type(max(heads, 3) > 1) is bool
     assert [0] * heads == [0, 0, 0, 0] and "ab" * heads == "abababab"
+
+
+def test_a_flag_keeps_a_number_or_leaves_nothing_of_it() -> None:
+    scale = lifted(0.5, "self.scale")
+    assert (scale * True).source == (True * scale).source == "self.scale"
+    assert type(scale * False) is float and scale * False == 0.0
+    assert type(scale + True) is float and scale + True == 1.5

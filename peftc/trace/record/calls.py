@@ -28,7 +28,7 @@ from peftc.trace.record.meta import (
     shapes_only,
     values_as,
 )
-from peftc.trace.record.nested import rebuilt, tensors_in
+from peftc.trace.record.nested import keyed, rebuilt, tensors_in
 from peftc.trace.record.numbers import numbered
 from peftc.trace.record.state import unchanged
 from peftc.trace.record.twins import Twins
@@ -207,7 +207,7 @@ def _snapshot(value: Any, made: dict[int, torch.Tensor]) -> Any:
     if isinstance(value, (tuple, list)):
         return rebuilt(value, (_snapshot(v, made) for v in value))
     if isinstance(value, dict):
-        return {k: _snapshot(v, made) for k, v in value.items()}
+        return keyed(value, {k: _snapshot(v, made) for k, v in value.items()})
     if isinstance(value, (int, float, str, bool, type(None), nn.Module)):
         return value
     with patched(torch.Tensor, "__deepcopy__", lambda tensor, memo: tensor.to("meta")):

@@ -38,3 +38,9 @@ def rebuilt(like: tuple[Any, ...] | list[Any], items: Iterable[Any]) -> Any:
     """These items as a tuple or a list of the class of another, which may name its fields."""
     make: Any = getattr(type(like), "_make", type(like))
     return make(items)
+
+
+def keyed(like: dict[str, Any], items: dict[str, Any]) -> dict[str, Any]:
+    """These items as a dict, or as an output of the class of another."""
+    made: dict[str, Any] = type(like)(**items) if isinstance(like, ModelOutput) else items
+    return made

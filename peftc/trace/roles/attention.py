@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from types import FunctionType
-from typing import Any
+from dataclasses import replace
 
-import torch
 from torch import fx, nn
 
 from peftc.graph import dataflow
-from peftc.graph.branches import SelfReference, lookup
 from peftc.graph.sites import Attention, Projection, Site, Windowed, Written
-from peftc.trace.record.calls import SDPA
-from peftc.trace.record.nested import tensors_in
+from peftc.trace.roles.attention_calls import AttentionCall, apart, attention_calls, shows_all
 from peftc.trace.roles.masks import mask_behind
 from peftc.trace.roles.views import (
     View,
@@ -28,137 +21,11 @@ from peftc.trace.roles.views import (
     width_of,
 )
 from peftc.trace.roles.windowed_attention import windowed
-from peftc.trace.roles.written_attention import Found, attentions, joint, mask_added
+from peftc.trace.roles.written_attention import Found, joint, mask_added
 
 QKV = ("q", "k", "v")
 HEADS = "is one of {} side by side, each with projections of its own: modules: reaches them"
-
-
-@dataclass(frozen=True)
-class AttentionCall:
-    """An attention node and its arguments: query, key, value, and the mask where there is one.
-
-    `hides`: without a mask, query i sees the keys 0 to i alone.
-    """
-
-    node: fx.Node
-    query: fx.Node
-    key: fx.Node
-    value: fx.Node
-    mask: fx.Node | None
-    hides: bool
-    written: Found | str | None = None
-
-
-def attention_calls(view: View) -> list[AttentionCall]:
-    """The attentions of a graph: its calls of the attention interface and of torch's own attention.
-
-    Without such a call: each softmax between two products; without one, each call of a function of the model's own
-    whose parameters are named query, key and value.  Where all calls stand in a branch, products in the other branch
-    count too.
-    """
-    whole = _whole_calls(view)
-    if whole:
-        guarded = all(call.node.meta.get("guard") for call in whole)
-        products = _written_calls(view) if guarded else []
-        return [*whole, *(call for call in products if all(_apart(call, other) for other in whole))]
-    return list(_written_calls(view)) or list(_named_calls(view))
-
-
-def _written_calls(view: View) -> Iterator[AttentionCall]:
-    for found in attentions(view):
-        yield AttentionCall(found.total, found.query, found.key, found.value, None, is_causal(view, None), found)
-
-
-def _apart(one: AttentionCall, other: AttentionCall) -> bool:
-    """Whether two attentions stand in the two branches of one condition."""
-    guards = [{(g.condition, g.branch) for g in call.node.meta.get("guard", ())} for call in (one, other)]
-    return any((condition, not branch) in guards[1] for condition, branch in guards[0])
-
-
-def _named_calls(view: View) -> Iterator[AttentionCall]:
-    for node in view.graph.nodes:
-        named = _by_name(node)
-        given = [named.get(name) for name in ("query", "key", "value")]
-        states = [n for n in given if isinstance(n, fx.Node) and isinstance(n.meta["value"][0], torch.Tensor)]
-        if len(states) == 3 and _depends(node, states):
-            reason = "is computed by a function of the model's own"
-            yield AttentionCall(node, states[0], states[1], states[2], None, is_causal(view, None), reason)
-
-
-def _by_name(node: fx.Node) -> Mapping[str, Any]:
-    """The arguments of a call of the model's own function by the names of its parameters."""
-    function: Any = node.target
-    args: tuple[Any, ...] = node.args
-    if function == "apply" and isinstance(args[0], type):
-        function, args = getattr(args[0], "forward", None), (None, *args[1:])
-    if not isinstance(function, FunctionType) or function.__module__.startswith("torch."):
-        return {}
-    return inspect.signature(function).bind(*args, **node.kwargs).arguments
-
-
-def _depends(node: fx.Node, states: list[fx.Node]) -> bool:
-    """Whether what a call returns has a gradient by each of these: a model may do without its kernel here."""
-    leaves = {state: state.meta["value"][0].detach().clone().requires_grad_() for state in states}
-    with torch.enable_grad():
-        result = next(tensors_in(dataflow.recomputed(node, leaves)), None)
-    if result is None or not result.requires_grad:
-        return False
-    return all(g is not None for g in torch.autograd.grad(result.sum(), list(leaves.values()), allow_unused=True))
-
-
-def _whole_calls(view: View) -> list[AttentionCall]:
-    found = []
-    for node in view.graph.nodes:
-        if node.target is SDPA:
-            named = _of_sdpa(node)
-            found.append(_call(view, node, named, named.get("attn_mask"), named.get("is_causal")))
-        elif node.target == "__call__" and isinstance(node.args[0], fx.Node) and node.args[0].target is lookup:
-            given = [a for a in node.args[1:] if not isinstance(a, SelfReference)]
-            named = inspect.signature(_interface).bind(*given, **node.kwargs).arguments
-            found.append(_call(view, node, named, named.get("attention_mask"), node.kwargs.get("is_causal")))
-    return found
-
-
-def _of_sdpa(node: fx.Node) -> Mapping[str, Any]:
-    """The arguments of a call of torch's attention, by name."""
-    return inspect.signature(_sdpa).bind(*node.args, **node.kwargs).arguments
-
-
-def _interface(query: Any, key: Any, value: Any, attention_mask: Any = None, *options: Any, **named: Any) -> None:
-    """What every function of transformers' attention interface takes after the module."""
-
-
-def _sdpa(
-    query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: Any = 0.0, is_causal: Any = False,
-    scale: Any = None, enable_gqa: Any = False,
-) -> None:  # fmt: skip
-    """The signature of torch's attention, which is a builtin without one."""
-
-
-def _call(view: View, node: fx.Node, named: Mapping[str, Any], mask: Any, causal: Any) -> AttentionCall:
-    seen = mask if isinstance(mask, fx.Node) else None
-    query, key, value = (named[name] for name in ("query", "key", "value"))
-    reason = None if key.meta["value"][0].dim() == 4 else "has keys that are not (batch, heads, length, width)"
-    return AttentionCall(node, query, key, value, seen, is_causal(view, causal), reason)
-
-
-def is_causal(view: View, flag: Any) -> bool:
-    """What the call or the module says; where neither does, a cache of earlier tokens, or the model's own behaviour."""
-    said = getattr(view.module, "is_causal", None)
-    if _may_be_true(flag) or said is not None:
-        return _may_be_true(flag) or bool(said)
-    return any(n.target == "update" for n in view.graph.nodes) or view.causal()
-
-
-def _shows_all(node: fx.Node) -> bool:
-    """Whether torch's own attention is called so that, without a mask, each query sees every key."""
-    return node.target is SDPA and not _of_sdpa(node).get("is_causal")
-
-
-def _may_be_true(flag: Any) -> bool:
-    """Whether a flag is True, in one of the cases that it is chosen from at least."""
-    return any(_may_be_true(case) for case in flag.args) if isinstance(flag, fx.Node) else flag is True
+PARTS = "is one of {} side by side, each with parts of the same projections"
 
 
 def attention_sites(view: View) -> list[Site]:
@@ -182,7 +49,11 @@ def _one(view: View, several: list[tuple[AttentionCall, list[Site]]]) -> list[Si
         *_, attention = sites
         assert isinstance(attention, Attention)
         return [replace(attention, written=HEADS.format(len(beside) + 1))]
-    others = [own for call, own in several if _apart(call, widest)]
+    if sharing := [call for call, own in several if not apart(call, widest) and _shares(own, sites)]:
+        *parts, attention = _sites(view, widest, *sharing)
+        assert isinstance(attention, Attention)
+        return [*parts, replace(attention, written=PARTS.format(len(sharing) + 1))]
+    others = [own for call, own in several if apart(call, widest)]
     *parts, attention = sites
     assert isinstance(attention, Attention)
     return [*parts, _with(attention, parts, others)]
@@ -192,6 +63,14 @@ def _is_head(view: View, sites: list[Site], others: list[Site]) -> bool:
     """Whether an attention is one of a list that the other one is in too, each with a q or k of its own."""
     pairs = [(a, b) for a in sites for b in others if isinstance(a, Projection) and isinstance(b, Projection)]
     return any(in_one_list(view.module, a.module, b.module) for a, b in pairs if a.name == b.name and a.name in QKV)
+
+
+def _shares(sites: list[Site], others: list[Site]) -> bool:
+    """Whether the queries and keys of two attentions are of the same projections, and of other rows of one of them."""
+    own, theirs = ({s.name[-1]: s for s in found if isinstance(s, Projection)} for found in (sites, others))
+    pairs = [(own[name], theirs[name]) for name in "qk" if name in own and name in theirs]
+    same = len(pairs) == 2 and all(one.node == other.node for one, other in pairs)
+    return same and any(one.rows != other.rows for one, other in pairs)
 
 
 def _with(attention: Attention, parts: list[Site], others: list[list[Site]]) -> Attention:
@@ -227,8 +106,10 @@ def _width(sites: list[Site]) -> int:
     return sum(site.value_width for site in sites if isinstance(site, Attention))
 
 
-def _sites(view: View, call: AttentionCall) -> list[Site]:
-    q, k, v = (_part(view, argument) for argument in (call.query, call.key, call.value))
+def _sites(view: View, call: AttentionCall, *beside: AttentionCall) -> list[Site]:
+    """The sites of an attention; with those beside it, what its projections make for any of them is one part."""
+    arguments = zip(*((c.query, c.key, c.value) for c in (call, *beside)), strict=True)
+    q, k, v = (_part(view, *ends) for ends in arguments)
     if k is None or v is None:
         return []
     asking = read_by(view, q.node) if q else call.query  # without q no one linear map makes it: experts do
@@ -256,7 +137,7 @@ def _shared_input(view: View, *readers: fx.Node) -> fx.Node | None:
 
 
 def _attention(view: View, call: AttentionCall, x: fx.Node, cross: str) -> Attention:
-    hides = call.hides and not cross and not _shows_all(call.node)
+    hides = call.hides and not cross and not shows_all(call.node)
     written = joined(view, call.written, x, hides) if isinstance(call.written, Found) else call.written
     if isinstance(written, Written | Windowed):
         heads, key_width, value_width = written.heads, written.key_width, written.value_width
@@ -277,8 +158,10 @@ def joined(view: View, found: Found, x: fx.Node, causal: bool) -> Written | Wind
     return products if isinstance(products, Written) else windowed(view, found) or products
 
 
-def _part(view: View, argument: fx.Node) -> Projection | None:
+def _part(view: View, argument: fx.Node, *others: fx.Node) -> Projection | None:
     """The nearest linear before an attention's argument, and the rows of it that arrive; of several, the largest.
+
+    With `others`, the rows that arrive at any of these arguments.
 
     What linears make for a module with linears of its own stands behind those.
     """
@@ -289,6 +172,10 @@ def _part(view: View, argument: fx.Node) -> Projection | None:
     nearest = [argument] if makes(argument) else dataflow.upstream(view.flow, argument, makes)
     nearest = [node for node in nearest if view.is_linear(node)]
     ways = [dataflow.between(view.flow, n, argument, but=[m for m in nearest if m is not n]) for n in nearest]
+    for other in others:
+        ways = [
+            sorted({*way, *dataflow.between(view.flow, way[0], other), *argument.users, *other.users}) for way in ways
+        ]
     parts = [projection(view, linear, way) for linear, way in zip(nearest, ways, strict=True)]
     return max((part for part in parts if part.outputs), key=lambda part: part.outputs, default=None)
 

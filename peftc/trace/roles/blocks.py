@@ -12,11 +12,20 @@ from torch import fx
 
 from peftc.graph import dataflow
 from peftc.graph.sites import Attention, Projection, Site, Sublayer
-from peftc.trace.roles.added_outside import added_within, as_returned, bound
+from peftc.trace.roles.added_outside import added_within, as_returned, bound, ends, returned
 from peftc.trace.roles.masks import mask_behind
 from peftc.trace.roles.mixing import mixing
 from peftc.trace.roles.norms import is_normed, norm_behind
-from peftc.trace.roles.residual import adds_streams, computes, joins, operands, origin, stream, taken_in
+from peftc.trace.roles.residual import (
+    adds_streams,
+    both_computed,
+    computes,
+    joins,
+    operands,
+    origin,
+    stream,
+    taken_in,
+)
 from peftc.trace.roles.views import (
     View,
     axes,
@@ -56,12 +65,15 @@ def block_sites(view: View, inner: Mapping[str, tuple[View, list[Site]]], own: l
     seen = [*_inner_attentions(view, inner), *_own_attentions(view, own)]
     attends = {attention.node for attention in seen}
     found: list[Site] = []
+    back = view.flow.reverse(copy=False)
     for attention in seen:
         cross = attention.name.removesuffix("attention")
         sees, mask = attention.causal, None if cross else attention.mask
-        outputs = [] if attention.projects else list(output_projection(view, attention.node))
-        found += [replace(o, name=f"{cross}o", causal=sees, mask=mask) for o in outputs]
         sublayer = _sublayer(view, attention.node, attention.input, attends, f"{cross}attention_output")
+        before = dataflow.reached(back, find(view.graph, sublayer.output)) if sublayer else set(view.flow)
+        outputs = [] if attention.projects else list(output_projection(view, attention.node))
+        own_o = [o for o in outputs if find(view.graph, o.node) in before]
+        found += [replace(o, name=f"{cross}o", causal=sees, mask=mask) for o in own_o]
         found += [replace(sublayer, causal=sees, mask=mask)] if sublayer else []
     within = [a for a in seen if not a.name.startswith("cross.")]
     causal = any(a.causal for a in within) or view.causal()
@@ -69,24 +81,9 @@ def block_sites(view: View, inner: Mapping[str, tuple[View, list[Site]]], own: l
     taken = {s.node for s in (*found, *own) if isinstance(s, Projection)}
     feed = _feed_forward(view, taken, attends)
     maps = [site for site in feed if isinstance(site, Projection)]
-    if maps == feed and (way := _ends(view, maps, attends, inner)):
+    if maps == feed and (way := ends(view, maps, attends, inner)):
         feed += added_within(view, inner, *way)
     return [*found, *(replace(s, causal=causal, mask=mask) for s in feed)]
-
-
-def _ends(
-    view: View, maps: list[Projection], attends: set[fx.Node], inner: Mapping[str, tuple[View, list[Site]]]
-) -> tuple[fx.Node, fx.Node] | None:
-    """Where a feed-forward without a sum makes its output, and what it reads: its projections, or a module kept whole.
-
-    Without projections it is the last module that computes with what the block's attention makes.
-    """
-    if maps:
-        return find(view.graph, maps[-1].node), read_by(view, maps[0].node)
-    attended = {node for attention in attends for node in dataflow.reached(view.flow, attention)} - attends
-    whole = (n for n in reversed(view.graph.nodes) if n in attended and n.op == "call_module" and n.target not in inner)
-    last = next((n for n in whole if not view.is_linear(n) and computes(view, [n]) and not is_normed(view, n)), None)
-    return (last, dataflow.tensors(last)[0]) if last else None
 
 
 def with_output(view: View, own: list[Site]) -> list[Site]:
@@ -197,11 +194,13 @@ def _made(view: View, total: fx.Node, output: fx.Node, x: fx.Node, name: str) ->
         return None
     beside = next(a for a in operands(total) if a is not output)
     follows = beside in dataflow.reached(view.flow.reverse(copy=False), output)
-    residual, norm = beside if follows else stream(view, total) or beside, norm_behind(view, total)
+    residual, norm = beside if follows else stream(view, total), norm_behind(view, total)
+    if residual is None and both_computed(view, total):
+        return returned(name, output, x)
     flat, turned = axes(output.meta["value"])
     return Sublayer(
-        name=name, output=output.name, residual=residual.name, sum=total.name, norm=norm.name if norm else None,
-        input=x.name, width=width_of(output), flat=flat, turned=turned,
+        name=name, output=output.name, residual=(residual or beside).name, sum=total.name,
+        norm=norm.name if norm else None, input=x.name, width=width_of(output), flat=flat, turned=turned,
     )  # fmt: skip
 
 

@@ -87,6 +87,12 @@ def stream(view: View, total: fx.Node) -> fx.Node | None:
         terms = [term for term in terms if term is not apart[-1]] + operands(apart[-1])
 
 
+def both_computed(view: View, total: fx.Node) -> bool:
+    """Whether a sum is of two sublayers side by side, and the value that both are made from is added outside."""
+    ways = _ways(view, total)
+    return len(ways) == 2 and all(computes(view, way) and not _mixes_streams(view, total, way[-1]) for way in ways)
+
+
 def computes(view: View, way: Iterable[fx.Node]) -> bool:
     """Whether a way passes a matrix: a product, or a module that has one."""
     modules = (view.owner(node) for node in way)

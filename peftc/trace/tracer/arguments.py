@@ -34,6 +34,8 @@ def having(call: Call, name: str, other: Call) -> Call:
 
 def default_of(parameter: inspect.Parameter) -> object:
     """What a parameter is when nobody gives it; None too where it has no default."""
+    if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+        return ()
     return None if parameter.default is inspect.Parameter.empty else parameter.default
 
 
@@ -67,8 +69,9 @@ def arguments_of(module: nn.Module, call: Call) -> list[Argument]:
     for name, parameter in parameters(module).items():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             found.append(Argument(name, None, (dict(call[0].extra), dict(call[-1].extra)), "extra"))
-        elif parameter.kind is inspect.Parameter.VAR_POSITIONAL and is_given(call, name):
-            fail(f"it is given arguments without names, as *{name}")
+        elif parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            if is_given(call, name):
+                fail(f"it is given arguments without names, as *{name}")
         elif not is_given(call, name):
             found.append(Argument(name, default_of(parameter), None, _kind(parameter)))
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import operator
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
@@ -12,16 +13,31 @@ from typing import Any
 
 from torch import fx
 
-from peftc.trace.tracer.values import EXTRA
+from peftc.trace.tracer.values import EXTRA, Deciding, Value
 
 READS = ("get", "pop", "setdefault")
 
 
 def wanted(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
     """The names that a call may take from the **kwargs it is handed: what it reads there, and optional parameters."""
-    bound = inspect.signature(forward).bind_partial(None, *args, **kwargs).arguments
+    named = {name: value for name, value in kwargs.items() if name != EXTRA}
+    bound = inspect.signature(forward).bind_partial(None, *args, **named).arguments
     optional = (p for p in inspect.signature(forward).parameters.values() if p.default is not p.empty)
     return [*sorted(reads(forward)), *(p.name for p in optional if p.name not in bound)]
+
+
+def left(
+    tracer: Deciding, forward: Callable[..., Any], kwargs: dict[str, Any], more: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The keywords of a call; without the unit's **kwargs, behind a check, where it takes none but `more` of them."""
+    extra, parameters = kwargs.get(EXTRA), inspect.signature(forward).parameters.values()
+    any_name = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    if type(extra) is not Value or any_name or any(point.keys() - more.keys() for point in extra.points):
+        return kwargs
+    known = ", ".join(map(json.dumps, sorted(more)))
+    condition = f"{extra.node.target}.keys() <= {{{known}}}" if known else f"not {extra.node.target}"
+    tracer.assume(condition, True, "calls with further keywords").meta["key"] = ("assume", condition)
+    return {name: value for name, value in kwargs.items() if name != EXTRA}
 
 
 def asked(kind: type) -> set[str]:

@@ -21,7 +21,7 @@ from peftc.trace.record.calls import Recorded
 from peftc.trace.roles.attention import attention_sites
 from peftc.trace.roles.layers import alike
 from peftc.trace.tracer.values import TraceFailure
-from tests.trace.seen import seen
+from tests.trace.seen import seen, sites
 
 
 def test_parameters_that_are_always_given_one_tensor() -> None:
@@ -234,3 +234,40 @@ class Compressing(nn.Module):
 def test_what_linears_make_for_a_module_of_linears_are_no_keys() -> None:
     found = {site.name: site for site in attention_sites(seen(Compressing(), 8, leaves=["compress"]))}
     assert [getattr(found[part], "module", "") for part in "qkv"] == ["query", "both", "both"]
+
+
+class Differential(nn.Module):
+    """The difference of two attentions, whose queries and keys are halves of the same projections."""
+
+    def __init__(self, fused: bool, written: bool) -> None:
+        super().__init__()
+        self.fused, self.written = fused, written
+        self.q, self.k, self.v = (nn.Linear(8, 8) for _ in range(3))
+        self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1) if self.fused else (self.q(x), self.k(x), self.v(x))
+        first, second = zip(*(part.unflatten(-1, (2, 2, 2)).unbind(-2) for part in (q, k)), strict=True)
+        mixed = self.attended(*first, v) - 0.3 * self.attended(*second, v)
+        made: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        return made
+
+    def attended(self, *states: Tensor) -> Tensor:
+        q, k, v = (part.unflatten(-1, (2, -1)) if part.dim() == 3 else part for part in states)
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+        if self.written:
+            return (q @ k.transpose(-1, -2)).softmax(-1) @ v
+        return nn.functional.scaled_dot_product_attention(q, k, v)
+
+
+@pytest.mark.parametrize("written", [False, True])
+@pytest.mark.parametrize("fused", [False, True])
+def test_attentions_on_halves_of_one_projection_are_changed_together(fused: bool, written: bool) -> None:
+    found = sites(Differential(fused, written), 8)
+    parts = [site for name in "qkv" if isinstance(site := found[name], Projection)]
+    rows = [tuple(range(i * 8, (i + 1) * 8)) for i in range(3)] if fused else [None, None, None]
+    assert [site.rows and tuple(sorted(site.rows)) for site in parts] == rows
+    assert [site.outputs for site in parts] == [8] * 3
+    attention = found["attention"]
+    assert isinstance(attention, Attention)
+    assert attention.written == "is one of 2 side by side, each with parts of the same projections"

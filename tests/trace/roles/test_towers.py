@@ -225,3 +225,50 @@ def test_a_feed_forward_in_one_list_with_its_attention_has_an_output() -> None:
         model = attached(base, {"method": "lora"}, {"method": "adapter", "variant": variant, "bottleneck": 2})
         perturbed(model)
         assert not torch.allclose(model(IDS), base(IDS))
+
+
+class Handing(nn.Module):
+    """The residual around what it holds, which is handed all keywords, whether it takes any or not."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.inner = nn.LayerNorm(WIDTH), inner
+
+    def forward(self, x: Tensor, **kwargs: Any) -> Tensor:
+        made: Tensor = self.inner(self.norm(x), **kwargs) + x
+        return made
+
+
+class Plain(Feed):
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        made: Tensor = super().forward(x)
+        return made if scale is None else made * scale
+
+
+class Handed(Pairs):
+    """`given` reaches each feed-forward as a keyword."""
+
+    def __init__(self, given: dict[str, Tensor]) -> None:
+        super().__init__()
+        pairs = ([Handing(Attending()), Handing(Plain() if given else Feed())] for _ in range(2))
+        self.layers, self.given = nn.ModuleList(map(nn.ModuleList, pairs)), given
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x: Tensor = self.embedding(ids)
+        for pair in self.layers:
+            attend, feed = pair.children()
+            x = feed(attend(x), **self.given)
+        return x
+
+
+@pytest.mark.parametrize("given", [{}, {"scale": torch.tensor(0.5)}])
+def test_what_takes_no_further_keywords_is_looked_into(given: dict[str, Tensor]) -> None:
+    torch.manual_seed(0)
+    base = Handed(given).eval()
+    names = [layer.site_names() for layer in trace_model(base).layers]
+    assert [set(found) & {"q", "ffn_up", "ffn"} for found in names] == [{"q"}, {"ffn_up", "ffn"}] * 2
+    model: Any = attached(base, {"method": "lora", "at": "ffn_up", "layers": "1, 3", "rank": 2})
+    perturbed(model)
+    assert not torch.allclose(model(IDS), base(IDS))
+    with pytest.raises((TypeError, ValueError), match=r"further keywords|unexpected keyword"):
+        model.layers[0][1](model.embedding(IDS), other=1, **given)

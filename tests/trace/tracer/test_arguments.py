@@ -233,6 +233,9 @@ class Reported(Block):
         return Output(x=super().forward(state.x) * state.scale)
 
 
+class Read(Reported): ...
+
+
 @dataclass
 class Doubling(Sheet):
     def __post_init__(self) -> None:
@@ -268,11 +271,12 @@ class Carrying(Net):
         elif isinstance(block, Mapped):
             result = block({"x": x})["x"]
         else:
-            result = block((State if isinstance(block, Named | Renamed) else Sheet)(x, x.new_ones(1))).x
+            made = State if isinstance(block, Named | Renamed) else Output if isinstance(block, Read) else Sheet
+            result = block(made(x, x.new_ones(1))).x
         return result
 
 
-@pytest.mark.parametrize("kind", [Named, Renamed, Filed, Reported])
+@pytest.mark.parametrize("kind", [Named, Renamed, Filed, Reported, Read])
 def test_what_has_fields_is_handed_on_as_it_is(kind: type[nn.Module]) -> None:
     block: Any = attached(Carrying([kind()]).eval()).get_submodule("blocks.0")
     made, like = (f(block, State(torch.ones(2, 3, WIDTH), torch.ones(1))) for f in (type(block).forward, kind.forward))

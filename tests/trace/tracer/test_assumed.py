@@ -131,3 +131,17 @@ def test_a_model_that_hands_use_cache_on_runs_without_a_cache_too() -> None:
         own, same = (m(input_ids=IDS, use_cache=keeps) for m in (base, model))
         torch.testing.assert_close(same.logits, own.logits)
         assert (same.past_key_values is None) is not keeps
+
+
+class Starred(Block):
+    """A block that would take arguments without names, which no call gives it."""
+
+    def forward(self, x: Tensor, *others: Tensor, **kwargs: Any) -> Tensor:
+        return super().forward(x) if not others else x
+
+
+def test_arguments_without_names_that_no_call_gives_are_none() -> None:
+    torch.manual_seed(0)
+    model: Any = attached(Net([Starred(), Starred()]).eval())
+    with pytest.raises(ValueError, match=r"compiled for others=\(\)"):
+        model.blocks[0](torch.zeros(1, 3, WIDTH), torch.zeros(1))

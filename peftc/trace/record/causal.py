@@ -62,7 +62,8 @@ def causal_paths(model: nn.Module) -> Mapping[str, bool]:
         answers = _asked(model, reads)
         if answers is None and reconsidered(model):
             answers = _asked(model, feed(model))
-        return {paths[m]: answer for m, answer in ({model: True} if answers is None else answers).items()}
+        own = {model: True} if answers is None else answers
+        return {paths[m]: answer for m, answer in own.items() if m in paths}  # a forward may put others in their place
 
 
 def _asked(model: nn.Module, reads: Feed) -> dict[nn.Module, bool] | None:
@@ -86,10 +87,14 @@ def _run(model: nn.Module, reads: Feed, length: int, first: int) -> dict[nn.Modu
     pair = torch.stack([ids, ids.index_fill(0, ids.new_tensor([length - 1]), first + 4)]).view(sizes)
     names = (str(reads.ids), *([DECODER] if reads.paired else []))
     same = {name: torch.stack([ids, ids]).view(sizes) for name in names}
-    for name in reversed(same):
+    differing = dict.fromkeys(reversed(same), pair)
+    for name, value in given.items():  # what the ids do not reach may read something else, and that is read whole
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim() > 2 and len(value) == 2:
+            differing[name] = torch.stack([value[0], value[1] + 1])
+    for name, value in differing.items():
         with _compared(model, length) as seen:
             try:
-                model(**given | same | {name: pair})
+                model(**given | same | {name: value})
             except FAILURES:
                 return None
         own = [module for module in seen if module not in found]
@@ -111,9 +116,9 @@ def _compared(model: nn.Module, length: int) -> Iterator[dict[nn.Module, bool]]:
             if turned.dim() == 3 and len(turned) == 2 and turned.shape[1] > 1 and turned.is_floating_point():
                 one, other = turned.float()
                 off = (one - other).abs().amax(1)
-                earlier = off[: -1 if len(off) == length else 1]
-                if off.any():
-                    same[module] = bool(earlier.max() <= 1e-5 * one.abs().max()) and same.get(module, True)
+                earlier, rounding = off[: -1 if len(off) == length else 1], 1e-5 * one.abs().max()
+                if off.max() > rounding:
+                    same[module] = bool(earlier.max() <= rounding) and same.get(module, True)
 
     with ExitStack() as stack:
         for module in model.modules():

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel
 
 import peftc
 from peftc.spec.load import loads
@@ -47,6 +48,26 @@ class Pair(nn.Module):
 def test_an_encoder_and_a_decoder_are_each_asked_by_their_own_ids(ahead: bool, decodes_ahead: bool) -> None:
     found = causal_paths(Pair(ahead, decodes_ahead))
     assert (found["encoder"], found["decoder"]) == (not ahead, not decodes_ahead)
+
+
+class Replacing(nn.Module):
+    """It puts another module in the place of its last at its first call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.first, self.last = nn.Embedding(61, 4), Sum(False), Sum(False)
+        self.replaced = False
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        self.last, self.replaced = self.last if self.replaced else Sum(False), True
+        read: Tensor = self.last(self.first(self.table(input_ids)))
+        return read
+
+
+def test_modules_that_a_forward_puts_in_place_are_not_asked() -> None:
+    found = causal_paths(Replacing())
+    assert found["first"]
+    assert "last" not in found
 
 
 class Choosing(nn.Module):
@@ -127,6 +148,17 @@ def test_a_block_whose_attention_is_not_traced(back: bool) -> None:
     sites = [site for layer in trace.layers for _, unit in layer.units for site in unit.sites]
     assert sites
     assert {site.causal for site in sites} == {back}
+
+
+def test_pictures_are_seen_whole_beside_a_causal_text() -> None:
+    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
+    text = {**size, "vocab_size": 61, "max_position_embeddings": 32, "bos_token_id": 1, "eos_token_id": 2}
+    written = {"text_config": text, "vision_config": {**size, "image_size": 16, "patch_size": 8}}
+    model = AutoModel.from_config(AutoConfig.for_model("clip", **written))
+    causal = {
+        layer.tower: {s.causal for _, unit in layer.units for s in unit.sites} for layer in trace_model(model).layers
+    }
+    assert causal == {"text": {True}, "vision": {False}}
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def _leaves(value: Any) -> Iterator[Any]:
 def _item_sources(node: fx.Node, index: int) -> list[fx.Node]:
     """The inputs that one item of a function's tuple depends on, seen by what requires a gradient."""
     inputs = [n for n in node.all_input_nodes if isinstance(example(n), torch.Tensor)]
-    if node.op not in ("call_function", "call_method") or len(inputs) < 2:
+    if node.op not in ("call_function", "call_method") or own_method(node) is not None or len(inputs) < 2:
         return []
     return [n for n in inputs if _depends(node, index, n)]
 

@@ -45,7 +45,7 @@ def attention_calls(view: View) -> list[AttentionCall]:
     whole = _whole_calls(view)
     if whole:
         guarded = all(call.node.meta.get("guard") for call in whole)
-        products = _written_calls(view) if guarded else []
+        products = [*_written_calls(view), *_named_calls(view)] if guarded else []
         return [*whole, *(call for call in products if all(apart(call, other) for other in whole))]
     return list(_written_calls(view)) or list(_named_calls(view))
 
@@ -63,19 +63,21 @@ def apart(one: AttentionCall, other: AttentionCall) -> bool:
 
 def _named_calls(view: View) -> Iterator[AttentionCall]:
     for node in view.graph.nodes:
-        named = _by_name(node)
+        named = _by_name(view, node)
         given = [named.get(name) for name in ("query", "key", "value")]
         states = [n for n in given if isinstance(n, fx.Node) and isinstance(n.meta["value"][0], torch.Tensor)]
-        if len(states) == 3 and _depends(node, states):
+        if len(states) == 3 and (dataflow.own_method(node) is not None or _depends(node, states)):
             reason = "is computed by a function of the model's own"
             yield AttentionCall(node, states[0], states[1], states[2], None, is_causal(view, None), reason)
 
 
-def _by_name(node: fx.Node) -> Mapping[str, Any]:
-    """The arguments of a call of the model's own function by the names of its parameters."""
+def _by_name(view: View, node: fx.Node) -> Mapping[str, Any]:
+    """The arguments of a call of the model's own function, or method, by the names of its parameters."""
     function: Any = node.target
     args: tuple[Any, ...] = node.args
-    if function == "apply" and isinstance(args[0], type):
+    if dataflow.own_method(node) is not None:
+        function = getattr(type(view.owner(node)), str(node.target))
+    elif function == "apply" and isinstance(args[0], type):
         function, args = getattr(args[0], "forward", None), (None, *args[1:])
     if not isinstance(function, FunctionType) or function.__module__.startswith("torch."):
         return {}

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.utils.generic import maybe_autocast
 
 import peftc
 from peftc.errors import PeftcError
@@ -78,6 +79,35 @@ class AskingBlock(Block):
 def test_an_attention_that_depends_on_autocast_has_no_sites(kind: type[nn.Module]) -> None:
     with pytest.raises(PeftcError, match=r"enters torch\.autocast, or asks for it"):
         peftc.attach(made(kind), spec([{"method": "lora", "at": "q"}]))
+
+
+class Apart(Attending):
+    """Attends in a method of its own, in full precision under autocast, too."""
+
+    def forward(self, x: Tensor, **kwargs: Any) -> Tensor:
+        q, k, v = (p(x).unflatten(-1, (2, 4)).transpose(1, 2) for p in (self.query, self.key, self.value))
+        mixed, _ = self.mixed(q, k, v)
+        result: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        return result
+
+    def mixed(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        with maybe_autocast(query.device.type, enabled=False):
+            weights = (query.float() @ key.float().transpose(-1, -2)).softmax(-1).to(value.dtype)
+        return weights @ value, weights
+
+
+class ApartBlock(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = Apart()
+
+
+def test_an_attention_in_a_method_that_enters_autocast_takes_all_but_a_prefix() -> None:
+    model = made(ApartBlock)
+    attached(model)
+    assert {"q", "k", "v", "o", "attention"} <= {*sites(trace_model(model))[0]}
+    with pytest.raises(PeftcError, match="is computed by a function of the model's own"):
+        peftc.attach(model, spec([{"method": "prefix", "length": 2}]))
 
 
 class Full(nn.Module):

@@ -21,7 +21,8 @@ from peftc.errors import PeftcError
 from peftc.plan import resolve
 from peftc.trace import trace_model
 from tests.laws import spec
-from tests.trace.nets import Attending, Block, Net, made
+from tests.trace.nets import Block, Net, made
+from tests.trace.tracer.test_devices import GuardedBlock
 
 TINY: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 20}
 SWIN = SwinConfig(embed_dim=8, depths=[1], num_heads=[2], image_size=32, patch_size=2, window_size=4)
@@ -64,26 +65,12 @@ def test_what_a_tower_has_beside_its_blocks_is_left_out() -> None:
     assert notes(bart, {**tower, "layers": "0"}) == notes(bart, {"method": "norm"}) == ()
 
 
-class Unread(Attending):
-    """Attends in full precision under autocast, too, which has no trace."""
-
-    def forward(self, x: Tensor, **kwargs: Any) -> Tensor:
-        with torch.autocast("cpu", enabled=False):
-            return super().forward(x)
-
-
-class UnreadBlock(Block):
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention = Unread()
-
-
 class Towers(Net):
     """Two towers, of which one attends in a way that has no trace."""
 
     def __init__(self) -> None:
         super().__init__([Block(), Block()])
-        self.others = nn.ModuleList([UnreadBlock(), UnreadBlock()])
+        self.others = nn.ModuleList([GuardedBlock(), GuardedBlock()])
 
     def forward(self, ids: Tensor) -> Tensor:
         x = super().forward(ids)
@@ -93,7 +80,7 @@ class Towers(Net):
 
 
 def test_a_tower_that_is_left_out_is_noted() -> None:
-    why = "not traced: Unread: it enters torch.autocast, or asks for it, which a trace does not record"
+    why = "not traced: Guarded: it enters torch.autocast, or asks for it, which a trace does not record"
     assert notes(Towers(), {"method": "lora"}) == (f"lora: no q, v in layers 0-1 of the others; {why}",)
     assert notes(Towers(), {"method": "lora", "towers": "blocks"}) == ()
 

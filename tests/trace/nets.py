@@ -30,11 +30,13 @@ class Attending(nn.Module):
 
 
 class Block(nn.Module):
-    """A residual attention, and a feed-forward after it."""
+    """A residual attention, of the class that a subclass may name, and a feed-forward after it."""
+
+    attends: type[Attending] = Attending
 
     def __init__(self) -> None:
         super().__init__()
-        self.attention, self.up, self.down = Attending(), nn.Linear(WIDTH, 12), nn.Linear(12, WIDTH)
+        self.attention, self.up, self.down = self.attends(), nn.Linear(WIDTH, 12), nn.Linear(12, WIDTH)
 
     def forward(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         x = x + self.attention(x)

@@ -28,9 +28,7 @@ class Twice(Attending):
 
 
 class Blocks(Block):
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention = Twice()
+    attends = Twice
 
 
 class Handed(Attending):
@@ -48,9 +46,7 @@ class Handed(Attending):
 
 
 class HandedBlocks(Block):
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention = Handed()
+    attends = Handed
 
 
 def test_a_matrix_that_is_handed_on_twice() -> None:

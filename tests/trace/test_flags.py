@@ -22,9 +22,7 @@ class Weighing(Attending):
 
 
 class Telling(Block):
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention = Weighing()
+    attends = Weighing
 
     def forward(self, x: torch.Tensor, weights: bool = False, **kwargs: Any) -> Any:
         attended = self.attention(x, weights)

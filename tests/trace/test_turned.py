@@ -22,9 +22,7 @@ class Turned(Attending):
 
 
 class LengthFirst(Block):
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention = Turned()
+    attends = Turned
 
 
 class TurnedNet(Net):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from peftc.graph.closure import closure
 from peftc.graph.sites import Layer
 from peftc.trace.record.feeds import FAILURES, POINTS, feed
 from peftc.trace.record.inputs import SCENARIOS, inputs
@@ -86,12 +87,7 @@ def _answer(model: nn.Module, way: Callable[..., Any]) -> Any:
 
 def _behind(outputs: list[torch.Tensor]) -> Iterator[nn.Parameter]:
     """The leaves of the autograd graph of some tensors."""
-    waiting = [output.grad_fn for output in outputs if output.grad_fn is not None]
-    seen: set[Any] = set(waiting)
-    while waiting:
-        function: Any = waiting.pop()
-        if (leaf := getattr(function, "variable", None)) is not None:
-            yield leaf
-        following = {f for f, _ in function.next_functions if f is not None} - seen
-        seen |= following
-        waiting += following
+    ends: list[Any] = [output.grad_fn for output in outputs if output.grad_fn is not None]
+    functions = closure(ends, lambda function: (f for f, _ in function.next_functions if f is not None))
+    leaves = (getattr(function, "variable", None) for function in functions)
+    return (leaf for leaf in leaves if leaf is not None)

@@ -9,6 +9,15 @@ from typing import Any
 import torch
 from transformers.utils.generic import ModelOutput
 
+PLAIN = (torch.Tensor, int, float, str, bool, type(None), torch.dtype, torch.device, torch.finfo, torch.iinfo)
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value can be used again as it is: tensors and numbers, not a cache that a call would change."""
+    if isinstance(value, (tuple, list)):
+        return all(is_plain(v) for v in value)
+    return isinstance(value, PLAIN)
+
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
     """Every tensor in tuples, lists, dicts and dataclasses, in order."""

@@ -13,6 +13,7 @@ from peftc.graph.sites import Projection, Site, Sublayer
 from peftc.trace.roles.norms import is_normed
 from peftc.trace.roles.residual import adds_streams, computes, operands
 from peftc.trace.roles.views import View, axes, find, has_features, read_by, width_of
+from peftc.trace.tracer.values import named
 
 
 def as_returned(view: View, projections: list[Projection]) -> list[Site]:
@@ -72,5 +73,5 @@ def returned(name: str, output: fx.Node, x: fx.Node) -> Sublayer:
 
 def bound(module: nn.Module, node: fx.Node) -> Mapping[str, Any]:
     """What a call of a module gives each of its forward's parameters."""
-    kwargs = {k: v for k, v in node.kwargs.items() if k != "**"}
-    return inspect.signature(type(module).forward).bind_partial(module, *node.args, **kwargs).arguments
+    signature = inspect.signature(type(module).forward)
+    return signature.bind_partial(module, *node.args, **named(node.kwargs)).arguments

@@ -70,10 +70,11 @@ def block_sites(view: View, inner: Mapping[str, tuple[View, list[Site]]], own: l
         cross = attention.name.removesuffix("attention")
         sees, mask = attention.causal, None if cross else attention.mask
         sublayer = _sublayer(view, attention.node, attention.input, attends, f"{cross}attention_output")
-        before = dataflow.reached(back, find(view.graph, sublayer.output)) if sublayer else set(view.flow)
         outputs = [] if attention.projects else list(output_projection(view, attention.node))
-        own_o = [o for o in outputs if find(view.graph, o.node) in before]
-        found += [replace(o, name=f"{cross}o", causal=sees, mask=mask) for o in own_o]
+        if outputs and sublayer:
+            before = dataflow.reached(back, find(view.graph, sublayer.output))
+            outputs = [o for o in outputs if find(view.graph, o.node) in before]
+        found += [replace(o, name=f"{cross}o", causal=sees, mask=mask) for o in outputs]
         found += [replace(sublayer, causal=sees, mask=mask)] if sublayer else []
     within = [a for a in seen if not a.name.startswith("cross.")]
     causal = any(a.causal for a in within) or view.causal()

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from torch import fx
 
 from peftc.graph import dataflow
+from peftc.trace.record.nested import is_plain
 from peftc.trace.record.observed import Call
 from peftc.trace.roles.residual import origin, taken_in
 from peftc.trace.roles.views import View
-from peftc.trace.tracer.values import is_plain
 
 
 def caches(calls: Iterable[Call]) -> frozenset[str]:

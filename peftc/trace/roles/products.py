@@ -22,7 +22,7 @@ def is_product(view: View, node: fx.Node) -> bool:
 
 
 def is_softmax(view: View, node: fx.Node) -> bool:
-    """A softmax over scores of (batch, heads, queries, keys), batch and heads perhaps in one axis."""
+    """A softmax over scores of (batch, heads, queries, keys): batch and heads may share an axis, windows have one."""
     value = dataflow.example(node)
     return is_any_softmax(view, node) and isinstance(value, torch.Tensor) and value.dim() in (3, 4, 5)
 

@@ -11,6 +11,7 @@ from torch import fx
 
 from peftc.graph import dataflow
 from peftc.graph.branches import assume, choose, end_of, enter, leave
+from peftc.graph.closure import closure
 from peftc.graph.sites import Windowed
 from peftc.trace.record.feeds import FAILURES
 from peftc.trace.roles.products import over_keys
@@ -128,16 +129,12 @@ def _run(view: View, given: Mapping[fx.Node, torch.Tensor], end: fx.Node) -> tor
 
 def _behind(view: View, end: fx.Node, but: set[fx.Node]) -> set[fx.Node]:
     """All that a node is made from, what is copied into that too, as far as some nodes."""
-    found, waiting = {end}, [end]
-    while waiting:
-        node = waiting.pop()
-        if node in but:
-            continue
-        written = [n for n in view.flow.predecessors(node) if n in view.flow] if node in view.flow else []
-        new = {*node.all_input_nodes, *written} - found
-        found |= new
-        waiting += new
-    return found
+
+    def before(node: fx.Node) -> list[fx.Node]:
+        written = view.flow.predecessors(node) if node in view.flow else ()
+        return [] if node in but else [*node.all_input_nodes, *written]
+
+    return closure([end], before)
 
 
 def _computed(view: View, node: fx.Node, held: Held) -> Any:

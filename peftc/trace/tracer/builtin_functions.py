@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from peftc.trace.record.nested import is_plain
 from peftc.trace.tracer.constants import EXTREMES
 from peftc.trace.tracer.tracer import Tracer
-from peftc.trace.tracer.values import Value, is_plain
+from peftc.trace.tracer.values import Value
 
 
 def on_proxies(tracer: Tracer) -> Mapping[str, Callable[..., Any]]:

@@ -10,8 +10,8 @@ import torch
 from torch import fx
 
 from peftc.graph.branches import Size, assume, enter, inputs, leave
-from peftc.trace.record.nested import tensors_in
-from peftc.trace.tracer.values import Point, is_plain
+from peftc.trace.record.nested import is_plain, tensors_in
+from peftc.trace.tracer.values import Point
 
 LIMITS = (torch.finfo, torch.iinfo)
 ARITHMETIC = (operator.add.__module__, math.__name__)

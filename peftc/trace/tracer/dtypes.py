@@ -10,9 +10,9 @@ import torch
 from torch import fx
 
 from peftc.graph import dataflow
+from peftc.graph.closure import closure
 from peftc.trace.record.feeds import FAILURES
-from peftc.trace.record.memo import PLAIN
-from peftc.trace.record.nested import rebuilt
+from peftc.trace.record.nested import is_plain, rebuilt
 
 
 def widens(made: fx.Node, kept: fx.Node) -> bool:
@@ -22,32 +22,20 @@ def widens(made: fx.Node, kept: fx.Node) -> bool:
     """
     held: dict[fx.Node, Any] = {}
     with suppress(*FAILURES):
-        for node in sorted(_behind(made)):
+        for node in sorted(closure([made], lambda n: n.all_input_nodes)):
             held[node] = _in_bfloat16(node, held)
         return bool(held[made].dtype != held[kept].dtype)
     return False
 
 
-def _behind(node: fx.Node) -> set[fx.Node]:
-    found, waiting = {node}, [node]
-    while waiting:
-        new = {*waiting.pop().all_input_nodes} - found
-        found |= new
-        waiting += new
-    return found
-
-
 def _in_bfloat16(node: fx.Node, held: Mapping[fx.Node, Any]) -> Any:
     value = node.meta["value"][0]
-    if node.op in ("call_function", "call_method") and all(map(_is_plain, (node, *node.all_input_nodes))):
+    if node.op in ("call_function", "call_method") and all(
+        is_plain(n.meta["value"][0]) for n in (node, *node.all_input_nodes)
+    ):
         return dataflow.recomputed(node, held)
     given = node.op == "placeholder" and isinstance(value, torch.Tensor) and value.dim() > 3
     return value if given else _narrowed(value)
-
-
-def _is_plain(node: fx.Node) -> bool:
-    """Whether a value can be computed with again: a cache would change."""
-    return isinstance(node.meta["value"][0], (torch.Tensor, tuple, *PLAIN))
 
 
 def _narrowed(value: Any) -> Any:

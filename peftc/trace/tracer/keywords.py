@@ -13,20 +13,19 @@ from typing import Any
 
 from torch import fx
 
-from peftc.trace.tracer.values import EXTRA, Deciding, Value
+from peftc.trace.tracer.values import EXTRA, Deciding, Value, named
 
 READS = ("get", "pop", "setdefault")
 
 
 def wanted(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
     """The names that a call may take from the **kwargs it is handed: what it reads there, and optional parameters."""
-    named = {name: value for name, value in kwargs.items() if name != EXTRA}
-    bound = inspect.signature(forward).bind_partial(None, *args, **named).arguments
+    bound = inspect.signature(forward).bind_partial(None, *args, **named(kwargs)).arguments
     optional = (p for p in inspect.signature(forward).parameters.values() if p.default is not p.empty)
     return [*sorted(reads(forward)), *(p.name for p in optional if p.name not in bound)]
 
 
-def left(
+def fitting(
     tracer: Deciding, forward: Callable[..., Any], kwargs: dict[str, Any], more: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The keywords of a call; without the unit's **kwargs, behind a check, where it takes none but `more` of them."""
@@ -37,7 +36,7 @@ def left(
     known = ", ".join(map(json.dumps, sorted(more)))
     condition = f"{extra.node.target}.keys() <= {{{known}}}" if known else f"not {extra.node.target}"
     tracer.assume(condition, True, "calls with further keywords").meta["key"] = ("assume", condition)
-    return {name: value for name, value in kwargs.items() if name != EXTRA}
+    return named(kwargs)
 
 
 def asked(kind: type) -> set[str]:
@@ -45,8 +44,8 @@ def asked(kind: type) -> set[str]:
     own, *above = (vars(base)["forward"] for base in kind.__mro__ if "forward" in vars(base))
     found = set(reads(own))
     for parent in above if _hands_up(own) else ():
-        named = inspect.signature(parent).parameters.values()
-        found |= {*reads(parent), *(p.name for p in named if p.kind is p.POSITIONAL_OR_KEYWORD)} - {"self"}
+        taken = inspect.signature(parent).parameters.values()
+        found |= {*reads(parent), *(p.name for p in taken if p.kind is p.POSITIONAL_OR_KEYWORD)} - {"self"}
         if not _hands_up(parent):
             break
     return found

@@ -12,7 +12,8 @@ from torch import fx, nn
 
 from peftc.graph.branches import assume, enter, inputs, leave
 from peftc.trace.record.memo import Held
-from peftc.trace.tracer.values import Point, is_plain
+from peftc.trace.record.nested import is_plain
+from peftc.trace.tracer.values import Point
 
 LOOKS = (getattr, builtins.isinstance, operator.getitem, operator.is_, operator.is_not, assume, enter, leave)
 State = tuple[dict[fx.Node, tuple[Point, Point]], dict[fx.Node, fx.Node]]

@@ -22,7 +22,7 @@ from peftc.trace.record.state import held, is_stacked, numbers_set, restored
 from peftc.trace.tracer.constants import axis_read, constant, is_cut, is_none, sized
 from peftc.trace.tracer.frames import caller, note_names, source_key, stored, tuples
 from peftc.trace.tracer.in_place import check_views
-from peftc.trace.tracer.keywords import asked, each_once, left, wanted
+from peftc.trace.tracer.keywords import asked, each_once, fitting, wanted
 from peftc.trace.tracer.mutated import LOOKS, Live, State
 from peftc.trace.tracer.none_sources import absent
 from peftc.trace.tracer.values import (
@@ -200,7 +200,7 @@ class Tracer(fx.proxy.TracerBase):
         forward, before = type(module).forward, held(module)
         try:
             more = self._read(kwargs.get(EXTRA), wanted(forward, args, kwargs))
-            result = forward(module, *args, **left(self, forward, kwargs, more) | more)
+            result = forward(module, *args, **fitting(self, forward, kwargs, more) | more)
             if written := restored(module, before):
                 fail(f"{path} sets {', '.join(written)}")
             if type(result) is Value and result.points[0] is None:

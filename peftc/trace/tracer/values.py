@@ -17,6 +17,7 @@ from torch.fx.node import map_aggregate
 
 from peftc.graph.branches import SelfReference, assume, enter, leave
 from peftc.trace.record.meta import values_as
+from peftc.trace.record.nested import is_plain
 from peftc.trace.record.source import told
 from peftc.trace.tracer.dtypes import widens
 
@@ -28,7 +29,6 @@ Point = Any
 Answer = TypeVar("Answer")
 EMPTY: Mapping[fx.Node, Any] = MappingProxyType({})
 FINFO = torch.finfo  # another function stands for it while a unit is traced
-PLAIN = (torch.Tensor, int, float, str, bool, type(None), torch.dtype, torch.device, torch.finfo, torch.iinfo)
 
 
 class TraceFailure(Exception):
@@ -181,6 +181,11 @@ def fail(reason: str) -> NoReturn:
     raise TraceFailure(reason)
 
 
+def named(keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords of a call that it names itself, without the unit's own **kwargs."""
+    return {name: value for name, value in keywords.items() if name != EXTRA}
+
+
 def evaluate(
     unit: nn.Module, kind: str, target: Any, args: Any, kwargs: Any, point: int, held: Mapping[fx.Node, Any] = EMPTY
 ) -> Point:
@@ -228,10 +233,3 @@ def _number(value: Any) -> Any:
         if isinstance(value, kind) and type(value) not in (kind, bool):
             return kind(value)
     return value
-
-
-def is_plain(value: Any) -> bool:
-    """Whether a value can be used again as it is: tensors and numbers, not a cache that a call would change."""
-    if isinstance(value, (tuple, list)):
-        return all(is_plain(v) for v in value)
-    return isinstance(value, PLAIN)

@@ -37,9 +37,7 @@ class Recalling(Attending):
 
 
 class Going(Block):
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention = Recalling()
+    attends = Recalling
 
     def forward(self, x: torch.Tensor, past: Pair | None = None, use_cache: bool = False, **kwargs: Any) -> Any:
         attended, kept = self.attention(x, past, use_cache)

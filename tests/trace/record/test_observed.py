@@ -137,9 +137,7 @@ class Mixed(Attending):
 
 
 class Handing(Block):
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention = Mixed()
+    attends = Mixed
 
     def forward(self, x: torch.Tensor, first: torch.Tensor | None = None, **kwargs: Any) -> Any:
         attended, first = self.attention(x, first)

@@ -40,7 +40,7 @@ def test_an_adapter_changes_what_is_added(kind: str) -> None:
     attached = peftc.attach(copy.deepcopy(base), spec([ADAPTER]))
     torch.testing.assert_close(attached(ids).logits, base(ids).logits)
     perturbed(attached)
-    layer: Any = next(layer for layer in attached.model.layers if hasattr(layer, "linear"))
+    layer: Any = attached.model.layers[1]
     layer.linear.register_forward_hook(lambda module, args, output: given.update(output=output))
     key = "transformer_hidden_states"
     layer.mamba_decoder.register_forward_pre_hook(

@@ -27,9 +27,7 @@ class Wide(Attending):
 
 
 class Blocks(Block):
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention = Wide()
+    attends = Wide
 
     def forward(self, x: torch.Tensor, wide: bool = False, **kwargs: Any) -> torch.Tensor:
         x = x + self.attention(x, wide=wide)

@@ -31,9 +31,7 @@ class Shifted(Attending):
 
 
 class ShiftedBlock(Block):
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention = Shifted()
+    attends = Shifted
 
 
 def traced(trace: Trace, name: str) -> Mapping[str, Any]:
@@ -59,9 +57,7 @@ class Guarded(Attending):
 
 
 class GuardedBlock(Block):
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention = Guarded()
+    attends = Guarded
 
 
 class Asking(Attending):
@@ -70,9 +66,7 @@ class Asking(Attending):
 
 
 class AskingBlock(Block):
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention = Asking()
+    attends = Asking
 
 
 @pytest.mark.parametrize("kind", [GuardedBlock, AskingBlock])
@@ -97,9 +91,7 @@ class Apart(Attending):
 
 
 class ApartBlock(Block):
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention = Apart()
+    attends = Apart
 
 
 def test_an_attention_in_a_method_that_enters_autocast_takes_all_but_a_prefix() -> None:

@@ -60,9 +60,7 @@ class Biased(Attending):
 
 
 class BiasedBlock(Block):
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention = Biased()
+    attends = Biased
 
 
 @pytest.mark.parametrize("kind", [Named, Marking, Written, BiasedBlock])
@@ -94,9 +92,7 @@ class Shifting(Attending):
 
 
 class Shifted(Block):
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention = Shifting()
+    attends = Shifting
 
 
 @pytest.mark.parametrize(

@@ -82,9 +82,7 @@ class Paired(Attending):
 class Biased(Block):
     """Adds a bias that its attention may hand out."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention = Paired()
+    attends = Paired
 
     def forward(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         made, bias = self.attention(x)
@@ -204,9 +202,7 @@ class Broken(Attending):
 
 
 class Halting(Block):
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention = Broken()
+    attends = Broken
 
 
 def test_what_cannot_be_traced_stays_and_says_why() -> None:

@@ -23,9 +23,7 @@ class Pairing(Attending):
 class Streaming(Block):
     """Runs what its attention returns beside the first stream, if anything."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention = Pairing()
+    attends = Pairing
 
     def forward(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         attended, other = self.attention(x)

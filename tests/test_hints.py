@@ -53,7 +53,7 @@ class Bare(Block):
         self.all, self.out = nn.Parameter(torch.randn(3 * WIDTH, WIDTH)), nn.Linear(WIDTH, WIDTH)
         del self.attention
 
-    def attention(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def attention(self, x: torch.Tensor) -> torch.Tensor:
         q, k, v = (part.unflatten(-1, (2, 4)).transpose(1, 2) for part in (x @ self.all.T).chunk(3, -1))
         result: torch.Tensor = self.out(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         return result
@@ -67,7 +67,7 @@ class Divided(Block):
         self.key, self.value = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
         del self.attention
 
-    def attention(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def attention(self, x: torch.Tensor) -> torch.Tensor:
         scores = (x @ self.key(x).transpose(1, 2)).exp()
         result: torch.Tensor = scores / scores.sum(-1, keepdim=True) @ self.value(x)
         return result

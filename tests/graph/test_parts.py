@@ -35,11 +35,7 @@ class Merged(nn.Module):
 
 
 class MergedBlock(Block):
-    attends: type[Merged] = Merged
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention: Any = self.attends()
+    attends = Merged
 
 
 class Clipped(Merged):

@@ -32,7 +32,7 @@ class Attending(nn.Module):
 class Block(nn.Module):
     """A residual attention, of the class that a subclass may name, and a feed-forward after it."""
 
-    attends: type[Attending] = Attending
+    attends: type[Any] = Attending
 
     def __init__(self) -> None:
         super().__init__()

@@ -218,7 +218,7 @@ def test_what_cannot_be_traced_stays_and_says_why() -> None:
 def test_among_layers_the_one_without_a_trace_says_why() -> None:
     """A block before it that has nothing of an attention has as little to say of one."""
     plain = Block()
-    plain.attention = nn.Identity()  # type: ignore[assignment]
+    plain.attention = nn.Identity()
     said = r"has no site 'q'(.|\n)*not traced: Broken: a branch"
     with pytest.raises(peftc.PeftcError, match=said):
         attached(Net([plain, Halting()]), {"method": "lora", "at": ["q"], "rank": 2})

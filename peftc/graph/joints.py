@@ -13,7 +13,7 @@ from torch.fx.node import Argument, Target
 from peftc import modules
 from peftc.graph import dataflow, slots
 from peftc.graph.branches import end_of
-from peftc.graph.sites import TURNED, Attention, Copied, Windowed, Written
+from peftc.graph.sites import Attention, Copied, Windowed, Written
 
 if TYPE_CHECKING:
     from peftc.graph.editor import Editor
@@ -94,7 +94,7 @@ def _join_products(edit: Editor, site: Attention, written: Written, tables: fx.N
         _resize(edit, view)
     for mask in map(edit.node, written.masks):
         _widen(edit, mask, tables)
-    order, along = written.value_order, written.value_order.index(2)
+    order, along = written.value_order, written.value_order.index(len(written.value_order) - 2)
     states = permuted(edit, value, _inverse(order), total)
     own = edit.insert("call_function", modules.prefix_like, (value_table, states, *_given(gate)), total)
     learnt = permuted(edit, own, order, total)
@@ -119,7 +119,7 @@ def _scores(edit: Editor, written: Written, table: fx.Node, gate: fx.Node | None
     """The scores of the learnt keys, as the softmax reads them."""
     product = dataflow.product_of(edit.node(written.scores))
     *added, query, key = dataflow.tensors(product)
-    if written.key_order == TURNED:
+    if _is_turned(written.key_order):
         states = query if _alike(query, key) else edit.insert("call_method", "transpose", (key, -1, -2))
         own = edit.apply("prefix_like", table, states, *_given(gate))
         keys = edit.insert("call_method", "transpose", (own, -1, -2))
@@ -147,10 +147,16 @@ def _scores(edit: Editor, written: Written, table: fx.Node, gate: fx.Node | None
     return copies[written.last]
 
 
+def _is_turned(order: tuple[int, ...]) -> bool:
+    """Whether the last two axes have changed places, and no others."""
+    return order == (*range(len(order) - 2), len(order) - 1, len(order) - 2)
+
+
 def _alike(query: fx.Node, key: fx.Node) -> bool:
     """Whether queries say all that is to be known of turned keys: as many axes, one batch, the width of a head."""
     ours, theirs = (node.meta["value"][0].shape for node in (query, key))
-    return len(ours) == len(theirs) and ours[0] == theirs[0] and ours[-1] == theirs[-2]
+    same = len(ours) == len(theirs) and (ours[0], ours[2:-2]) == (theirs[0], theirs[2:-2])
+    return same and ours[-1] == theirs[-2]
 
 
 def _own_bias(edit: Editor, node: fx.Node, step: Copied) -> fx.Node:

@@ -77,7 +77,7 @@ class Written:
     `copied` leads from the scores to the softmax, without what masks or biases single keys; what comes out there is
     the copy of `last`.  `views` are those of the weights that name the number of keys, `masks` fill some weights.
     `scales` multiply all keys by one number each, in order.
-    The products take keys and values as (batch, heads, length, width), their axes permuted by these orders.
+    The products take keys and values as (batch, heads[, windows], length, width), their axes permuted by these orders.
     """
 
     scores: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,7 +20,7 @@ from peftc.trace.roles.views import View
 
 ADDING = frozenset({"add", "iadd", "add_"})
 REDUCING = frozenset({"amax", "amin"})
-FILLED = frozenset({"full_like", "ones_like"})
+FILLED, SHAPED = frozenset({"full_like", "ones_like"}), frozenset({"reshape_as", "view_as", "expand_as"})
 REPEATING = frozenset({"expand", "broadcast_to"})
 CASTS = frozenset({"to", "float", "type", "type_as"})
 MASKING = frozenset({"where", "masked_fill", "masked_fill_"})
@@ -75,7 +75,7 @@ def joint(view: View, found: Found, x: fx.Node, causal: bool) -> Written | str:
 
 def _joint(view: View, found: Found, x: fx.Node, causal: bool) -> Written | str:
     batches = [tuple(value.shape[axis] for value in x.meta["value"]) for axis in (0, 1)]
-    by_axis = [layouts(found.scores, found.key, found.total, found.value, batch) for batch in batches]
+    by_axis = [layouts(view, found.scores, found.key, found.total, found.value, batch) for batch in batches]
     if (both := by_axis[0] or by_axis[1]) is None:
         return "its keys and values are not (batch, heads, …) in both of its products"
     if not over_keys(view, found.softmax):
@@ -173,8 +173,8 @@ class _Chain:
     def take(self, node: fx.Node) -> str | None:
         """Go through one more node; the reason if nothing is known of it."""
         read = [n for n in node.all_input_nodes if n in self.images]
-        if not read or dataflow.name_of(node) in REDUCING or _is_filled(node):
-            return None  # one number for a query, or one for all: nothing that is there for each key
+        if not read or dataflow.name_of(node) in REDUCING or _is_filled(node, self.images):
+            return None  # one number for a query, or one for all, or nothing but their shape
         images = {self.images[n] for n in read}
         others = [n for n in dataflow.tensors(node) if n not in self.images and dataflow.name_of(node) != "type_as"]
         known = not others if node.target is choose else len(read) == 1 and self._is_known(node, read[0], others)
@@ -209,10 +209,10 @@ def _is_mask(node: fx.Node, read: fx.Node, others: list[fx.Node]) -> bool:
     return any(_per_key(n, node) for n in others) and (name in PER_KEY or (name == "sub" and node.args[0] is read))
 
 
-def _is_filled(node: fx.Node) -> bool:
-    """Whether a node makes zeros in the shape of the scores, or one number that stands where a mask hides them."""
-    chosen = all(dataflow.name_of(user) == "where" for user in node.users)
-    return dataflow.name_of(node) == "zeros_like" or (dataflow.name_of(node) in FILLED and chosen)
+def _is_filled(node: fx.Node, scores: Container[fx.Node]) -> bool:
+    """Whether a node has no score: other numbers in their shape, zeros, or what stands where a mask hides them."""
+    name, chosen = dataflow.name_of(node), all(dataflow.name_of(user) == "where" for user in node.users)
+    return name == "zeros_like" or (name in FILLED and chosen) or (name in SHAPED and node.args[0] not in scores)
 
 
 def _from_the_end(node: fx.Node) -> bool:

@@ -1,4 +1,4 @@
-"""Python's own functions on proxies: isinstance sees through them, the least or the largest of sizes is one."""
+"""Python's own functions on proxies: isinstance sees through them; a length, or the least of sizes, is a size."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from peftc.trace.tracer.values import Value
 
 def on_proxies(tracer: Tracer) -> Mapping[str, Callable[..., Any]]:
     """name -> what stands for the function of that name while a model's own code is traced."""
-    return {"isinstance": _isinstance(tracer), **{f.__name__: _extreme(tracer, f) for f in EXTREMES}}
+    return {
+        "isinstance": _isinstance(tracer),
+        "len": _length(tracer),
+        **{f.__name__: _extreme(tracer, f) for f in EXTREMES},
+    }
 
 
 def _isinstance(tracer: Tracer) -> Callable[..., bool]:
@@ -43,6 +47,17 @@ def _typed(tracer: Tracer, value: Value, kinds: Any) -> bool:
         value.node.meta["value"] = tuple(map(torch.tensor, value.points))
         check.args = (check.args[0], not outcome, check.args[2])
     return bool(check.args[1])
+
+
+def _length(tracer: Tracer) -> Callable[..., Any]:
+    """The size of a tensor's first axis as one node; how many there are in anything else."""
+
+    def traced(value: Any) -> Any:
+        if tracer.paused or type(value) is not Value or not isinstance(value.points[0], torch.Tensor):
+            return len(value)
+        return tracer.create_proxy("call_function", len, (value,), {})
+
+    return traced
 
 
 def _extreme(tracer: Tracer, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -159,3 +159,16 @@ def test_a_tensor_that_is_made_of_one_number_holds_it() -> None:
     assert [value.shape[0] for value in taken.meta["value"]] == [5, 6]
     clamped = next(node for node in graph.nodes if node.target is torch.clamp)
     assert [value.shape for value in clamped.meta["value"]] == [torch.Size((2, 5, 4)), torch.Size((3, 7, 4))]
+
+
+class Measuring(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        heads: tuple[torch.Tensor, ...] = x.unflatten(-1, (2, 2)).unbind(-2)
+        return x.reshape(len(x) * len(x[0]), -1).view(len(x), -1, len(heads) * 2)
+
+
+def test_the_length_of_a_tensor_is_a_size() -> None:
+    """Not the number that it is in the examples; that of a tuple is a number."""
+    graph = seen(Measuring(), 4).graph
+    assert [node.meta["value"] for node in graph.nodes if node.target is len] == [(2, 3), (5, 7), (2, 3)]
+    assert [node.args[-1] for node in graph.nodes if node.target == "view"] == [4]

@@ -17,7 +17,7 @@ def check(entries: Sequence[Taken]) -> None:
     """Complain, each to its entry, about every illegal placement."""
     for entry, spots in entries:
         for spot in spots:
-            check_refusal(entry, spot)
+            check_refusal(entry, spot, spots)
             _check_called_again(entry, spot)
         if all(entry.method.refusal(spot.site) is None for spot in spots):
             _check_gate(entry, spots)
@@ -26,13 +26,26 @@ def check(entries: Sequence[Taken]) -> None:
     _check_central(entries)
 
 
-def check_refusal(entry: Entry, spot: Spot) -> None:
+def check_refusal(entry: Entry, spot: Spot, beside: Sequence[Spot] = ()) -> None:
+    """Complain where a method cannot stand; `beside`, what else the entry names, may be in a tower where it can."""
     reason = entry.method.refusal(spot.site)
     if reason is not None:
         message, hint = said(reason)
         layer = spot.layer or next(iter(entry.trace.layers), None)
         there = place_in(layer, entry.method, entry.trace) if layer else None
-        entry.refuse_once(message, *spot.word, hint=hint or there)
+        hints = [hint or there, _other_towers(entry, beside)]
+        entry.refuse_once(message, *spot.word, hint="; ".join(filter(None, hints)) or None)
+
+
+def _other_towers(entry: Entry, spots: Sequence[Spot]) -> str | None:
+    """What to write where all that an entry names in some of several towers can have its method."""
+    able: dict[str, bool] = {}
+    for spot in spots:
+        if spot.layer and entry.method.towers is None:
+            stands = entry.method.refusal(spot.site) is None
+            able[spot.layer.tower] = stands and able.get(spot.layer.tower, True)
+    names = ", ".join(tower for tower, stands in able.items() if stands)
+    return f"towers: [{names}] leaves the others out" if names else None
 
 
 def _check_called_again(entry: Entry, spot: Spot) -> None:

@@ -21,7 +21,7 @@ from peftc.plan import resolve
 from peftc.trace import trace_model
 from tests.laws import spec
 from tests.trace.nets import Block, Net, made
-from tests.trace.tracer.test_devices import GuardedBlock
+from tests.trace.tracer.test_devices import ApartBlock, GuardedBlock
 
 TINY: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 20}
 SWIN = SwinConfig(embed_dim=8, depths=[1], num_heads=[2], image_size=32, patch_size=2, window_size=4)
@@ -65,11 +65,11 @@ def test_what_a_tower_has_beside_its_blocks_is_left_out() -> None:
 
 
 class Towers(Net):
-    """Two towers, of which one attends in a way that has no trace."""
+    """Two towers, of which one attends in a way that has no trace, or has one that no prefix can join."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: type[Block] = GuardedBlock) -> None:
         super().__init__([Block(), Block()])
-        self.others = nn.ModuleList([GuardedBlock(), GuardedBlock()])
+        self.others = nn.ModuleList([kind(), kind()])
 
     def forward(self, ids: Tensor) -> Tensor:
         x = super().forward(ids)
@@ -82,6 +82,14 @@ def test_a_tower_that_is_left_out_is_noted() -> None:
     why = "not traced: Guarded: it enters torch.autocast, or asks for it, which a trace does not record"
     assert notes(Towers(), {"method": "lora"}) == (f"lora: no q, v in layers 0-1 of the others; {why}",)
     assert notes(Towers(), {"method": "lora", "towers": "blocks"}) == ()
+
+
+def test_where_a_tower_can_have_no_prefix_a_hint_names_the_one_that_can() -> None:
+    with pytest.raises(PeftcError, match=r"no prefix can join it; towers: \[blocks\] leaves the others out"):
+        notes(Towers(ApartBlock), {"method": "prefix"})
+    assert notes(Towers(ApartBlock), {"method": "prefix", "towers": ["blocks"]})
+    with pytest.raises(PeftcError, match=r"no prefix can join it$"):
+        notes(Towers(ApartBlock), {"method": "prefix", "towers": "others"})
 
 
 class Adding(Block):

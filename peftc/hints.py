@@ -11,7 +11,7 @@ from torch import nn
 from peftc.graph.sites import Attention, Embedding, Layer, Parameter, Projection, Trace, dotted, within
 from peftc.methods.base import Method
 from peftc.methods.selective import Selective
-from peftc.trace.roles.norms import is_norm
+from peftc.trace.roles.normalising import is_norm
 
 PROJECTIONS = ("q", "k", "v", "o")
 SHOWN = 4

@@ -19,7 +19,7 @@ from peftc.spec.document import Step
 from peftc.spec.layers import LayersError, ranges, select
 from peftc.spec.patterns import compress
 from peftc.spec.schema import Spec
-from peftc.trace.roles.norms import is_norm
+from peftc.trace.roles.normalising import is_norm
 
 EMBEDDING = "embedding"
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import networkx as nx
@@ -96,19 +94,38 @@ def _item_sources(node: fx.Node, index: int) -> list[fx.Node]:
 
 
 def _depends(node: fx.Node, index: int, source: fx.Node) -> bool:
-    def fresh(n: fx.Node) -> Any:
-        value = n.meta["value"][0]
-        if not isinstance(value, torch.Tensor):
-            return copy.deepcopy(value)
-        return value.detach().clone().requires_grad_(n is source) if value.is_floating_point() else value
+    """Whether a gradient reaches an input from an item: by numbers, as parts of a stack are apart again.
 
-    args, kwargs = fx.node.map_arg(node.args, fresh), fx.node.map_arg(node.kwargs, fresh)
+    Beside what holds tensors of its own, such as a cache, whether autograd says that it may.
+    """
+    read = node.all_input_nodes
+    known = all(isinstance(example(n), (torch.Tensor, int, float, str, torch.dtype, type(None))) for n in read)
+    given = {n: _numbers(n, seed) if known else _copied(n) for seed, n in enumerate(read)}
+    given[source].requires_grad_(given[source].is_floating_point())
     try:
         with torch.enable_grad():
-            items = _called(node, args, kwargs)
+            item = recomputed(node, given)[index]
     except (LookupError, RuntimeError):  # examples of several calls, in sizes that do not fit together
         return True
-    return isinstance(items[index], torch.Tensor) and items[index].requires_grad
+    if not (isinstance(item, torch.Tensor) and item.requires_grad):
+        return False
+    weights = torch.arange(1, item.numel() + 1, device=item.device).view(item.shape).to(item.dtype)
+    (gradient,) = torch.autograd.grad(item, given[source], weights, allow_unused=True)
+    return gradient is not None and (not known or bool(gradient.any()))
+
+
+def _copied(node: fx.Node) -> Any:
+    value = example(node)
+    return value.detach().clone() if isinstance(value, torch.Tensor) else copy.deepcopy(value)
+
+
+def _numbers(node: fx.Node, seed: int) -> Any:
+    """An example value; a tensor's has numbers."""
+    value = example(node)
+    if not isinstance(value, torch.Tensor):
+        return value
+    made = torch.zeros(value.shape, dtype=value.dtype, device="cpu")
+    return made.uniform_(generator=torch.Generator().manual_seed(seed)) if made.is_floating_point() else made
 
 
 def _called(node: fx.Node, args: Any, kwargs: Any) -> Any:
@@ -194,100 +211,6 @@ def own_method(node: fx.Node) -> str | None:
     """The path of the module inside the unit whose method a node calls; None where it calls anything else."""
     subject = node.args[0] if node.op == "call_method" else None
     return subject.path if isinstance(subject, SelfReference) else None
-
-
-@dataclass(frozen=True)
-class Features:
-    """The features of a linear that arrive somewhere: at `node` first, alone, and which rows of the linear they are.
-
-    `dims`, `order` and `ones` say how `node` holds them, where that is not the linear's own shape; see Projection.
-    """
-
-    node: fx.Node
-    rows: tuple[int, ...]
-    dims: tuple[int, ...] = ()
-    order: tuple[int, ...] = ()
-    ones: tuple[int, ...] = ()
-
-
-def features(way: list[fx.Node], width: int) -> Features | None:
-    """Which of a linear's features arrive at the end of a way: nodes in the graph's order, the linear first.
-
-    Parts that take several ways count together, as far as one node holds them all.  Where that node holds features in
-    one axis with examples or positions, or something changes all of them before they come apart, the linear itself has
-    them among others; None where they lie apart there.
-    """
-    head, end = way[0], way[-1]
-    shape = (*head.meta["value"][0].shape[:-1], width)
-    tensors, final = _followed(way, shape, changed=False)
-    if not final:
-        return Features(end, ())
-    _, changed = _followed(way, shape, changed=True)
-    if changed and changed < final:
-        return _among_others(head, sorted(changed))
-    first = [node for node, places in tensors.items() if final <= _arrived(places, width)]
-    closest = min(first, key=lambda node: len(_arrived(tensors[node], width)), default=head)
-    return _laid_out(closest, tensors[closest], shape) or _among_others(head, sorted(final))
-
-
-def _followed(
-    way: list[fx.Node], shape: tuple[int, ...], *, changed: bool
-) -> tuple[dict[fx.Node, torch.Tensor], set[int]]:
-    """The tensors that hold a linear's numbers, with their places in its output, and the features that the rest reads.
-
-    The end of the way reads what it holds.  `changed`: what is made of one tensor in its shape, as a bound is, counts
-    as holding the same numbers.
-    """
-    held: dict[fx.Node, Any] = {way[0]: torch.arange(math.prod(shape)).view(shape)}
-    for node in way[1:]:
-        if is_move(node) and node.args[0] in held:
-            held[node] = recomputed(node, held)
-        elif changed and (source := _in_its_shape(node)) in held:
-            held[node] = held[source]
-    tensors = {node: places for node, places in held.items() if isinstance(places, torch.Tensor)}
-    read = {n for node in way if node not in held for n in sources(node)} | {way[-1]}
-    return tensors, set[int]().union(*(_arrived(p, shape[-1]) for n, p in tensors.items() if n in read))
-
-
-def _in_its_shape(node: fx.Node) -> fx.Node | None:
-    """The one tensor of its own shape that a node reads."""
-    given = [n for n in tensors(node) if getattr(example(n), "shape", None) == getattr(example(node), "shape", ())]
-    return given[0] if len(given) == 1 == len(tensors(node)) else None
-
-
-def _among_others(head: fx.Node, rows: list[int]) -> Features | None:
-    return Features(head, tuple(rows)) if rows == list(range(rows[0], rows[-1] + 1)) else None
-
-
-def _arrived(held: torch.Tensor, width: int) -> set[int]:
-    return set((held % width).unique().tolist())
-
-
-def _laid_out(node: fx.Node, places: torch.Tensor, shape: tuple[int, ...]) -> Features | None:
-    """How a node holds features, from the place in the linear's output that each of its numbers came from."""
-    width, lead = shape[-1], tuple(size for size in shape[:-1] if size > 1)
-    coordinates = torch.unravel_index(places // width, lead)
-    varying = [_varying_axes(c) for c in coordinates]
-    axes = [axis for own in varying for axis in own]
-    free = [axis for axis in range(places.dim()) if axis not in axes]
-    if any(len(own) != 1 for own in varying) or len(set(axes)) < len(axes):
-        return None
-    moved = places.permute(*axes, *free) % width
-    each = moved.reshape(-1, *moved.shape[len(lead) :])
-    if not bool((each == each[0]).all()):
-        return None
-    rows = tuple(each[0].flatten().tolist())
-    if axes == list(range(len(shape) - 1)) and len(free) == 1:
-        return Features(node, rows)
-    source = {axis: position for position, axis in enumerate((*axes, *free))}
-    ones = tuple(axis for axis, size in enumerate(shape[:-1]) if size == 1)
-    dims, order = tuple(moved.shape[len(lead) :]), tuple(source[axis] for axis in range(places.dim()))
-    return Features(node, rows, dims, order, ones)
-
-
-def _varying_axes(coordinate: torch.Tensor) -> list[int]:
-    """The axes along which a coordinate changes."""
-    return [a for a in range(coordinate.dim()) if coordinate.shape[a] > 1 and bool(coordinate.diff(dim=a).any())]
 
 
 def recomputed(node: fx.Node, held: Mapping[fx.Node, Any]) -> Any:

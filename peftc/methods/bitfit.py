@@ -20,6 +20,8 @@ class BitFit(Selective):
     def refusal(self, site: Site) -> str | None:
         if not isinstance(site, Projection):
             return f"bitfit trains the biases of projections, and {site.name} is none"
+        if site.bare:
+            return f"bitfit knows no bias of {site.name}, whose matrix is a parameter of no module: leave at out"
         if not site.bias:
             return f"bitfit has nothing to train at {site.name}, which has no bias"
         return None

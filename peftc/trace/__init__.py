@@ -9,16 +9,17 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from peftc.errors import PeftcError
-from peftc.graph.sites import Parameter, Trace, Unit, dotted
+from peftc.graph.sites import Parameter, Trace, dotted
 from peftc.trace.record.causal import Loaded, looking_back
 from peftc.trace.record.gradient_reach import reached, reaches, unreached
 from peftc.trace.record.model import UNBUILT, build, shallow, skeleton, smaller
 from peftc.trace.record.observed import observe
 from peftc.trace.record.state import unchanged
 from peftc.trace.roles.layers import layers
-from peftc.trace.roles.norms import gains, is_norm
+from peftc.trace.roles.normalising import is_norm
+from peftc.trace.roles.norms import gains
 from peftc.trace.roles.singles import singles
-from peftc.trace.roles.views import View
+from peftc.trace.roles.views import View, biases
 from peftc.trace.tracer.patches import installed
 from peftc.trace.tracer.values import TraceFailure
 
@@ -69,22 +70,25 @@ def _found(model: nn.Module, loaded: Loaded) -> Trace:
     units = tuple(dict.fromkeys(unit for layer in found for _, unit in layer.units))
     names = tuple(name for name, _ in model.named_modules() if name)
     others, fixed = singles(model, found, observed, looks_back)
-    normed = {dotted(path, gain) for unit in units for gain in _gains(model, unit) for path in unit.paths}
-    known = parameters(model, carrying, normed)
+    views = {unit: View.of(model.get_submodule(unit.paths[0]), unit.graph, lambda: False) for unit in units}
+    normed, biased = (
+        {dotted(path, name) for unit, view in views.items() for name in told(view) for path in unit.paths}
+        for told in (gains, biases)
+    )
+    known = parameters(model, carrying, normed, biased)
     return Trace(
         model, units, found, others, known, names, untraced, fixed, observed.submodels, observed.unfed, unread,
         refused={str(scenario): how for scenario, how in observed.refused.items()},
     )  # fmt: skip
 
 
-def _gains(model: nn.Module, unit: Unit) -> tuple[str, ...]:
-    return tuple(gains(View.of(model.get_submodule(unit.paths[0]), unit.graph, lambda: False)))
-
-
-def parameters(model: nn.Module, carrying: Set[nn.Parameter], normed: Set[str]) -> Mapping[str, Parameter]:
+def parameters(
+    model: nn.Module, carrying: Set[nn.Parameter], normed: Set[str], biased: Set[str]
+) -> Mapping[str, Parameter]:
     """Every parameter once, under its first name, with what it is to the selective methods.
 
-    `carrying` are those that a gradient reaches; `normed` those of norms that are no modules.
+    `carrying` are those that a gradient reaches; `normed` those of norms that are no modules, `biased` what a unit adds
+    behind a matrix, whatever they are called.
     """
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -97,6 +101,6 @@ def parameters(model: nn.Module, carrying: Set[nn.Parameter], normed: Set[str]) 
         owner, _, leaf = first.rpartition(".")
         norm = is_norm(model.get_submodule(owner)) or not normed.isdisjoint(same)
         shape = tuple(model.get_parameter(first).shape)
-        bias, head = leaf.endswith("bias") and key in reaching, not first.startswith(body)
-        found[first] = Parameter(first, shape, bias, norm, head, tuple(same))
+        bias = key in reaching and (leaf.endswith("bias") or not biased.isdisjoint(same))
+        found[first] = Parameter(first, shape, bias, norm, not first.startswith(body), tuple(same))
     return found

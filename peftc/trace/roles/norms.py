@@ -1,29 +1,17 @@
-"""Norms: by their class's own word, or by what they make of numbers, to which another scale is nothing."""
+"""Where a unit normalises: by a module, a function, or operations of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from peftc.graph import dataflow
-from peftc.trace.record.feeds import FAILURES
-from peftc.trace.record.meta import real_copy
+from peftc.trace.roles.normalising import is_norm, normalises, ones
 from peftc.trace.roles.views import View
 
-LARGER = 8
 LONGEST = 16  # operations that a norm may be written as
-
-
-def is_norm(module: nn.Module | None) -> bool:
-    """A childless module whose parameters are vectors and that normalises: its class says so, or its numbers do."""
-    if module is None or any(True for _ in module.children()) or any(p.dim() > 1 for p in module.parameters()):
-        return False
-    if "norm" in type(module).__name__.lower():
-        return True
-    width = max((p.numel() for p in module.parameters()), default=0)
-    return width > 1 and _normalises(lambda x: real_copy(module, _ones).eval()(x), width)
 
 
 def is_normed(view: View, node: fx.Node) -> bool:
@@ -89,7 +77,7 @@ def _is_one(source: fx.Node, way: Sequence[fx.Node]) -> bool:
     made = dataflow.example(way[-1])
     if not isinstance(made, torch.Tensor) or made.dim() == 0:
         return False
-    weights = {n: _ones(n.meta["value"][0]) for node in way for n in node.all_input_nodes if n.op == "get_attr"}
+    weights = {n: ones(n.meta["value"][0]) for node in way for n in node.all_input_nodes if n.op == "get_attr"}
 
     def compute(x: torch.Tensor) -> object:
         held: dict[fx.Node, object] = {source: x, **weights}
@@ -97,24 +85,4 @@ def _is_one(source: fx.Node, way: Sequence[fx.Node]) -> bool:
             held[node] = dataflow.recomputed(node, held)
         return held[way[-1]]
 
-    return _normalises(compute, made.shape[-1])
-
-
-def _normalises(compute: Callable[[torch.Tensor], object], width: int) -> bool:
-    """Whether something gives each position the same numbers at any scale, and not but a few of them."""
-    x = torch.randn(2, 3, width, generator=torch.Generator().manual_seed(0), device="cpu")
-    try:
-        with torch.no_grad():
-            made, larger, apart = (compute(given) for given in (x, LARGER * x, x[:, 1:]))
-    except FAILURES:
-        return False
-    if not all(isinstance(one, torch.Tensor) and one.is_floating_point() for one in (made, larger, apart)):
-        return False
-    assert isinstance(made, torch.Tensor) and isinstance(larger, torch.Tensor) and isinstance(apart, torch.Tensor)
-    if made.shape != x.shape or made.unique().numel() < x.numel():
-        return False
-    return torch.allclose(made, larger, rtol=0.01, atol=0.01) and torch.allclose(made[:, 1:], apart)
-
-
-def _ones(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.ones(tensor.shape, dtype=tensor.dtype, device="cpu")
+    return normalises(compute, made.shape[-1:])

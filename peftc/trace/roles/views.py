@@ -9,8 +9,10 @@ import torch
 from torch import fx, nn
 
 from peftc.graph import dataflow, slots
+from peftc.graph.features import features
 from peftc.graph.sites import Projection
 from peftc.trace.record.feeds import POINTS
+from peftc.trace.roles.normalising import is_norm
 from peftc.trace.tracer.values import fail
 
 
@@ -79,12 +81,9 @@ class View:
 def linear_shape(module: nn.Module, node: fx.Node) -> tuple[int, int] | None:
     """(inputs, outputs) of a childless module with one matrix that maps the last axis of a float tensor; else None."""
     weight = getattr(module, "weight", None)
-    if (
-        any(True for _ in module.children())
-        or not isinstance(weight, torch.Tensor)
-        or weight.dim() != 2
-        or not node.args
-    ):
+    if any(True for _ in module.children()) or not isinstance(weight, torch.Tensor) or not node.args:
+        return None
+    if weight.dim() != 2 or is_norm(module):
         return None
     source = node.args[0].meta["value"][0] if isinstance(node.args[0], fx.Node) else None
     result = node.meta["value"][0]
@@ -112,6 +111,14 @@ def _handed(unit: nn.Module, node: fx.Node) -> Matrix | None:
     return Matrix(str(whole.target), *sizes, False, True, tuple(moves))
 
 
+def biases(view: View) -> Iterator[str]:
+    """The parameters of a unit that it hands to `linear` as what is added."""
+    for node in view.graph.nodes:
+        bias = node.kwargs.get("bias", *node.args[2:3]) if node.target is nn.functional.linear else None
+        if isinstance(bias, fx.Node) and bias.op == "get_attr":
+            yield str(bias.target)
+
+
 def in_one_list(module: nn.Module, one: str, other: str) -> bool:
     """Whether two paths differ in their place in one list of modules alone."""
     parts, others = one.split("."), other.split(".")
@@ -125,7 +132,7 @@ def projection(view: View, node: fx.Node, way: list[fx.Node]) -> Projection:
     """A linear, or the part of it whose features arrive at the end of a way that starts at it."""
     matrix = view.matrix(node)
     assert matrix is not None
-    held = dataflow.features(way, matrix.outputs)
+    held = features(way, matrix.outputs)
     if held is None:
         fail(f"what {node} makes arrives in one axis with examples or positions, or changed")
     whole = len(held.rows) == matrix.outputs

@@ -9,9 +9,9 @@ from torch.nn import functional
 
 import peftc
 from peftc.graph.sites import Sublayer
-from peftc.trace.roles.norms import is_norm
+from peftc.trace.roles.normalising import is_norm
 from tests.laws import perturbed, spec
-from tests.trace.nets import IDS, WIDTH, Attending, Net
+from tests.trace.nets import IDS, WIDTH, Attending, Block, Net, made
 from tests.trace.seen import sites
 
 
@@ -137,3 +137,49 @@ def test_gains_of_norms_that_are_no_modules_train(how: str) -> None:
         model = peftc.attach(Net([block]).eval(), spec([{"method": "norm"}]))
         trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         assert trained == {f"blocks.0.{name}" for name in gains}
+
+
+class ByHead(nn.Module):
+    """A norm of each head, with a gain for each of its channels: as many as channels, so that it could be a matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rescaled(x, self.weight)
+
+
+class Matrix(ByHead):
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight
+
+
+@pytest.mark.parametrize(("module", "norm"), [(ByHead(), True), (nn.LayerNorm((4, 4)), True), (Matrix(), False)])
+def test_a_gain_of_two_axes_is_no_matrix(module: nn.Module, norm: bool) -> None:
+    assert is_norm(module) is norm
+
+
+class NormedHeads(Attending):
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key = nn.Linear(WIDTH, 16), nn.Linear(WIDTH, 16)
+        self.value, self.out = nn.Linear(WIDTH, 16), nn.Linear(16, WIDTH)
+        self.query_norm, self.key_norm = ByHead(), ByHead()
+
+    def forward(self, x: Tensor, **kwargs: object) -> Tensor:
+        q, k, v = (part(x).unflatten(-1, (4, 4)) for part in (self.query, self.key, self.value))
+        states = (part.transpose(1, 2) for part in (self.query_norm(q), self.key_norm(k), v))
+        result: Tensor = self.out(functional.scaled_dot_product_attention(*states).transpose(1, 2).flatten(2))
+        return result
+
+
+class NormedBlock(Block):
+    attends = NormedHeads
+
+
+def test_the_map_before_a_norm_of_heads_is_the_query() -> None:
+    model = peftc.attach(made(NormedBlock), spec([{"method": "lora", "at": ["q", "k"]}, {"method": "norm"}]))
+    trained = {name.removeprefix("blocks.0.attention.") for name, p in model.named_parameters() if p.requires_grad}
+    own = {"query_norm.weight", "key_norm.weight", "query_lora.A", "query_lora.B", "key_lora.A", "key_lora.B"}
+    assert {name for name in trained if not name.startswith("blocks.")} == own

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from torch import fx, nn
 
@@ -10,6 +10,7 @@ from peftc.graph import dataflow
 from peftc.graph.sites import Attention, Projection, Site, Windowed, Written
 from peftc.trace.roles.attention_calls import AttentionCall, apart, attention_calls, shows_all
 from peftc.trace.roles.masks import mask_behind
+from peftc.trace.roles.products import activity
 from peftc.trace.roles.views import (
     View,
     axes,
@@ -93,7 +94,8 @@ def _alike(one: Attention, other: Attention) -> bool:
 def _same_parts(parts: list[Site], others: list[Site]) -> bool:
     """Whether k and v are what the other attention has, or another call of its module."""
     own, theirs = ({s.name[-1]: s for s in found if isinstance(s, Projection)} for found in (parts, others))
-    return all(_same_part(own[name], theirs[name]) for name in "kv")
+    known = own.keys() & theirs.keys()
+    return known >= {"k", "v"} and all(_same_part(own[name], theirs[name]) for name in "kv")
 
 
 def _same_part(one: Projection, other: Projection) -> bool:
@@ -109,22 +111,24 @@ def _width(sites: list[Site]) -> int:
 def _sites(view: View, call: AttentionCall, *beside: AttentionCall) -> list[Site]:
     """The sites of an attention; with those beside it, what its projections make for any of them is one part."""
     arguments = zip(*((c.query, c.key, c.value) for c in (call, *beside)), strict=True)
-    q, k, v = (_part(view, *ends) for ends in arguments)
-    if k is None or v is None:
+    made = [_parts(view, *ends) for ends in arguments]
+    q, k, v = (_likeliest(parts, made) for parts in made)
+    if not k or not v:
         return []
-    asking = read_by(view, q.node) if q else call.query  # without q no one linear map makes it: experts do
-    x = _shared_input(view, asking, read_by(view, k.node))
-    if x is None and q is None:
+    asking = read_by(view, q[0].node) if q else call.query  # without q no one linear map makes it: experts do
+    x = _shared_input(view, asking, read_by(view, k[0].node))
+    if x is None and not q:
         return []
     cross = "" if x else "cross."
     given = mask_added(view, call.written) if isinstance(call.written, Found) else call.mask
     mask = None if cross else mask_behind(view, given)
     causal = (call.hides and not cross) or view.causal()
-    named = [*zip("qkv", (q, k, v), strict=True), *(("o", o) for o in output_projection(view, call.node))]
+    known = [(name, parts[0]) for name, parts in zip("qkv", (q, k, v), strict=True) if len(parts) == 1]
+    named = [*known, *(("o", o) for o in output_projection(view, call.node))]
     attention = _attention(view, call, x or asking, cross)
     whole = "kv" if cross else ""
     found: list[Site] = [
-        replace(part, name=cross + name, causal=causal and name not in whole, mask=mask) for name, part in named if part
+        replace(part, name=cross + name, causal=causal and name not in whole, mask=mask) for name, part in named
     ]
     return [*found, replace(attention, causal=causal, mask=mask)]
 
@@ -158,8 +162,35 @@ def joined(view: View, found: Found, x: fx.Node, causal: bool) -> Written | Wind
     return products if isinstance(products, Written) else windowed(view, found) or products
 
 
-def _part(view: View, argument: fx.Node, *others: fx.Node) -> Projection | None:
-    """The nearest linear before an attention's argument, and the rows of it that arrive; of several, the largest.
+@dataclass(frozen=True)
+class Part:
+    """What a linear map makes of an argument, of which input, and whether an activation stands behind it alone.
+
+    `leads`: its input is made of the first thing that the unit is given.
+    """
+
+    projection: Projection
+    input: str
+    active: bool
+    leads: bool
+
+
+def _likeliest(parts: list[Part], made: list[list[Part]]) -> list[Projection]:
+    """Of the maps that make an argument together, that which says most of it; several where none does.
+
+    It has the most rows, reads what makes other arguments of `made` too, or else what the unit is given first, and no
+    activation stands behind it: not so maps of positions, gates, and the second of two maps of a low rank.
+    """
+    inputs = [{part.input for part in other} for other in made if other is not parts]
+    shared = [sum(part.input in read for read in inputs) for part in parts]
+    pairs = zip(parts, shared, strict=True)
+    ranked = [(part.projection.outputs, among, part.leads, not part.active) for part, among in pairs]
+    best = [part.projection for part, rank in zip(parts, ranked, strict=True) if rank == max(ranked)]
+    return list({(one.module, one.rows): one for one in reversed(best)}.values())[::-1]
+
+
+def _parts(view: View, argument: fx.Node, *others: fx.Node) -> list[Part]:
+    """The nearest linears before an attention's argument, and the rows of each that arrive.
 
     With `others`, the rows that arrive at any of these arguments.
 
@@ -172,12 +203,20 @@ def _part(view: View, argument: fx.Node, *others: fx.Node) -> Projection | None:
     nearest = [argument] if makes(argument) else dataflow.upstream(view.flow, argument, makes)
     nearest = [node for node in nearest if view.is_linear(node)]
     ways = [dataflow.between(view.flow, n, argument, but=[m for m in nearest if m is not n]) for n in nearest]
+    alone = [set(way[1:]).difference(*(other for other in ways if other is not way)) for way in ways]
     for other in others:
         ways = [
             sorted({*way, *dataflow.between(view.flow, way[0], other), *argument.users, *other.users}) for way in ways
         ]
-    parts = [projection(view, linear, way) for linear, way in zip(nearest, ways, strict=True)]
-    return max((part for part in parts if part.outputs), key=lambda part: part.outputs, default=None)
+    found = [_part(view, *each) for each in zip(nearest, ways, alone, strict=True)]
+    return [part for part in found if part.projection.outputs]
+
+
+def _part(view: View, linear: fx.Node, way: list[fx.Node], alone: set[fx.Node]) -> Part:
+    read, first = read_by(view, linear.name), next(iter(view.graph.nodes))
+    leads = first in dataflow.reached(view.flow.reverse(copy=False), read)
+    active = any(activity(node) == 2 for node in alone)
+    return Part(projection(view, linear, way), view.alike.get(read.name, read.name), active, leads)
 
 
 def _has_linears(view: View, node: fx.Node) -> bool:

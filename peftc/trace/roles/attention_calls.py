@@ -18,6 +18,8 @@ from peftc.trace.record.nested import tensors_in
 from peftc.trace.roles.views import View
 from peftc.trace.roles.written_attention import Found, attentions
 
+SEVERAL = "is written out with {} softmaxes, of which one is chosen"
+
 
 @dataclass(frozen=True)
 class AttentionCall:
@@ -51,8 +53,12 @@ def attention_calls(view: View) -> list[AttentionCall]:
 
 
 def _written_calls(view: View) -> Iterator[AttentionCall]:
+    each: dict[fx.Node, list[Found]] = {}
     for found in attentions(view):
-        yield AttentionCall(found.total, found.query, found.key, found.value, None, is_causal(view, None), found)
+        each.setdefault(found.total, []).append(found)
+    for total, (found, *others) in each.items():
+        written = SEVERAL.format(1 + len(others)) if others else found
+        yield AttentionCall(total, found.query, found.key, found.value, None, is_causal(view, None), written)
 
 
 def apart(one: AttentionCall, other: AttentionCall) -> bool:

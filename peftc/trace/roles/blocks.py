@@ -16,6 +16,7 @@ from peftc.trace.roles.added_outside import added_within, as_returned, bound, en
 from peftc.trace.roles.masks import mask_behind
 from peftc.trace.roles.mixing import mixing
 from peftc.trace.roles.norms import is_normed, norm_behind
+from peftc.trace.roles.products import activity
 from peftc.trace.roles.residual import (
     adds_streams,
     both_computed,
@@ -40,8 +41,6 @@ from peftc.trace.roles.views import (
 )
 
 CASTS = frozenset({"to", "float", "type_as"})
-AFFINE = CASTS | {"add", "sub", "mul", "truediv"}
-BOUNDS = frozenset({"clamp", "clip"})
 MULTIPLIES = (operator.mul, operator.imul, torch.mul)
 
 
@@ -265,16 +264,10 @@ def _named(view: View, down: fx.Node, linears: list[fx.Node]) -> list[Projection
         return only
     branches = [a for a in products[0].args if isinstance(a, fx.Node)]
     ways = [_way(view, branch, linears) for branch in branches]
-    active = [max(map(_activity, way[1:]), default=0) for way in ways]  # an activation marks the gate
+    active = [max(map(activity, way[1:]), default=0) for way in ways]  # an activation marks the gate
     gate, up = reversed(ways) if active[0] < active[1] else ways
     named = [replace(projection(view, way[0], way), name=name) for way, name in ((gate, "ffn_gate"), (up, "ffn_up"))]
     return only if len({(part.module, part.rows) for part in named}) == 1 else [*named, last]
-
-
-def _activity(node: fx.Node) -> int:
-    """0 for what moves numbers, or shifts and scales them; 1 for what bounds them; 2 for any other activation."""
-    affine = dataflow.name_of(node) in AFFINE and len(dataflow.tensors(node)) == 1
-    return 0 if affine or dataflow.is_move(node) else 1 if dataflow.name_of(node) in BOUNDS else 2
 
 
 def _is_product(view: View, node: fx.Node, linears: list[fx.Node]) -> bool:

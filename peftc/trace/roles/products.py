@@ -10,6 +10,8 @@ from peftc.graph.branches import choose
 from peftc.trace.roles.views import View
 
 PRODUCTS = frozenset({"matmul", "bmm", "baddbmm", "einsum", "__matmul__"})
+AFFINE = frozenset({"to", "float", "type_as", "add", "sub", "mul", "truediv"})
+BOUNDS = frozenset({"clamp", "clip"})
 
 
 def is_product(view: View, node: fx.Node) -> bool:
@@ -48,6 +50,12 @@ def over_keys(view: View, node: fx.Node) -> bool:
     module = view.called(node)
     dim = module.dim if isinstance(module, nn.Softmax) else node.kwargs.get("dim", *node.args[1:2])
     return dim in (-1, node.meta["value"][0].dim() - 1)
+
+
+def activity(node: fx.Node) -> int:
+    """0 for what moves numbers, or shifts and scales them; 1 for what bounds them; 2 for any other activation."""
+    affine = dataflow.name_of(node) in AFFINE and len(dataflow.tensors(node)) == 1
+    return 0 if affine or dataflow.is_move(node) else 1 if dataflow.name_of(node) in BOUNDS else 2
 
 
 def averages(node: fx.Node) -> bool:

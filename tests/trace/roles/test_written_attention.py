@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from peftc.errors import PeftcError
 from peftc.graph.sites import Attention, Written
 from peftc.methods.prefix import Prefix
 from peftc.trace.roles.attention import attention_sites
 from peftc.trace.tracer.patches import installed
-from tests.trace.nets import attached, made
+from tests.trace.nets import Attending, Block, Net, attached, made
 from tests.trace.seen import seen
 
 WIDTH, HEADS, SPAN = 8, 2, 4
@@ -162,3 +163,43 @@ class Chunked(nn.Module):
 
 def test_one_head_of_chunks_has_its_parts() -> None:
     attached(made(Chunked), {"method": "lora", "at": ["q", "v"], "rank": 2})
+
+
+class Branching(Attending):
+    """Its softmax stands in both branches."""
+
+    def forward(self, x: Tensor, masked: bool = False, **kwargs: object) -> Tensor:
+        q, k, v = (part(x).unflatten(-1, (2, 4)).transpose(1, 2) for part in (self.query, self.key, self.value))
+        scores = q @ k.transpose(-1, -2)
+        weights = scores.tril().softmax(-1) if masked else scores.softmax(-1)
+        result: Tensor = self.out((weights @ v).transpose(1, 2).flatten(2))
+        return result
+
+
+class BranchingBlock(Block):
+    attends = Branching
+
+    def forward(self, x: Tensor, masked: bool = False, **kwargs: object) -> Tensor:
+        attended = x + self.attention(x, masked=masked)
+        result: Tensor = attended + self.down(torch.relu(self.up(attended)))
+        return result
+
+
+class BranchingNet(Net):
+    """Two blocks of one class, of which the second is masked."""
+
+    def __init__(self) -> None:
+        super().__init__([BranchingBlock(), BranchingBlock()])
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x: Tensor = self.embedding(ids)
+        for index, block in enumerate(self.blocks):
+            x = block(x, masked=index > 0)
+        return x
+
+
+def test_of_two_softmaxes_one_is_chosen() -> None:
+    base = BranchingNet()
+    attached(base, {"method": "lora", "at": ["q", "k", "v", "o"]})
+    with pytest.raises(PeftcError, match="with 2 softmaxes, of which one is chosen"):
+        attached(base, {"method": "prefix"})

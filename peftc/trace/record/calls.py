@@ -48,11 +48,14 @@ class Recorded:
 
 @dataclass
 class Recording:
-    """What one run of the outer model showed: a call per module, which modules attend, and which may: they weigh."""
+    """What one run of the outer model showed: a call per module, which modules attend, and which may: they weigh.
+
+    Of what weighs it says whether there are three axes, as many as batch and heads in one, queries and keys.
+    """
 
     calls: dict[nn.Module, Recorded] = field(default_factory=dict)
     attending: dict[nn.Module, None] = field(default_factory=dict)
-    weighing: dict[nn.Module, None] = field(default_factory=dict)
+    weighing: dict[nn.Module, bool] = field(default_factory=dict)
 
 
 def together(recordings: Iterable[Recording]) -> Recording:
@@ -171,8 +174,10 @@ def _watching(recording: Recording, twins: Twins, padded: bool, number: int = 0)
 
     def weighs(weights: torch.Tensor) -> None:
         owner = next((m for m in reversed(stack) if any(True for _ in m.children())), None)
-        if owner is not None:
-            (recording.attending if _has_heads(weights, owner) else recording.weighing)[owner] = None
+        if owner is not None and _has_heads(weights, owner):
+            recording.attending[owner] = None
+        elif owner is not None:
+            recording.weighing[owner] = weights.dim() == 3
 
     with ExitStack() as patches:
         for context in (shapes_only(), values_as(number), nullcontext() if padded else nothing_padded()):

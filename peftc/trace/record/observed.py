@@ -74,11 +74,14 @@ class Observed:
         return any(run in recording.calls for pair in pairs for recording in pair)
 
     def attending(self, model: nn.Module) -> list[str]:
-        """The paths of the modules that attend; what weighs does, where transformers takes its weights."""
+        """The paths of the modules that attend; what weighs does, where transformers takes its weights.
+
+        Where nothing else is seen to attend, what weighs with heads folded into the batch may.
+        """
         runs = [recording for pair in self.recordings.values() for recording in pair]
-        seen, weighing = {m for r in runs for m in r.attending}, {m for r in runs for m in r.weighing}
+        seen, weighing = {m for r in runs for m in r.attending}, {m: w for r in runs for m, w in r.weighing.items()}
         asked = {self.twins.get(m, m) for m in map(model.get_submodule, taken(model, "attentions"))}
-        attend = seen | (asked & weighing)
+        attend = seen | (asked & weighing.keys()) or {module for module, folded in weighing.items() if folded}
         return [path for path, module in model.named_modules() if self.twins.get(module, module) in attend]
 
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from peftc.graph.sites import dotted, within
 from peftc.trace.record.observed import Observed
-from peftc.trace.roles.norms import is_norm
+from peftc.trace.roles.normalising import is_norm
 
 
 def layer_paths(model: nn.Module, observed: Observed) -> list[list[str]]:
@@ -16,13 +16,22 @@ def layer_paths(model: nn.Module, observed: Observed) -> list[list[str]]:
         if around := _elements(model, path):
             towers.setdefault(around[0].rpartition(".")[0], []).append(around)
     found = [_with_others(model, observed, _blocks(model, chains)) for chains in towers.values()]
-    return found or _repeated(model, observed)
+    return _apart(found) or _repeated(model, observed)
+
+
+def _apart(towers: list[list[str]]) -> list[list[str]]:
+    """Towers without what holds a block of another one."""
+    every = {path for tower in towers for path in tower}
+    left = [[p for p in tower if not any(p != other and within(other, p) for other in every)] for tower in towers]
+    return [tower for tower in left if tower]
 
 
 def beside(model: nn.Module, path: str) -> list[str]:
     """What stands at the same place as an element of a list, in other lists that are as long."""
     owner, _, index = path.rpartition(".")
     parent, own = owner.rpartition(".")[0], model.get_submodule(owner)
+    if isinstance(model.get_submodule(parent), nn.ModuleList):
+        return []  # a list of lists, each with blocks of its own
     lists = [(n, m) for n, m in model.get_submodule(parent).named_children() if isinstance(m, nn.ModuleList)]
     count = next((len(m) for _, m in lists if m is own), None)
     like = [dotted(parent, n, index) for n, m in lists if m is not own and len(m) == count]
@@ -33,12 +42,13 @@ def _elements(model: nn.Module, path: str) -> list[str]:
     """The elements of lists that a path runs through, the outermost first: `layers.3` of `layers.3.attention`.
 
     Where no list has elements with a norm (heads have none), sequences and dicts of blocks count as lists do; without
-    those, any module that has several blocks of one class.
+    those, any module that has several blocks of one class.  A sequence of blocks in a list is a stage of it.
     """
     parts = path.split(".")
     parents = [(".".join(parts[:end]), ".".join(parts[: end + 1])) for end in range(len(parts))]
     kinds = (lambda owner, _: isinstance(owner, nn.ModuleList), _is_container, _repeats)
     found = [[own for parent, own in parents if holds(model.get_submodule(parent), own)] for holds in kinds]
+    found[0] += [own for last in found[0][-1:] for parent, own in parents if parent == last and own in found[1]]
     known = [elements for elements in found if elements]
     normed = (elements for elements in known if _has_norm(model.get_submodule(elements[0])))
     return next(normed, next(iter(known), []))
@@ -86,7 +96,7 @@ def _are_stages(model: nn.Module, chains: list[list[str]]) -> bool:
     inner = {chain[1].rpartition(".")[0]: chain[0] for chain in chains if len(chain) > 1}
     lists = [list(model.get_submodule(path).children()) for path in inner]
     alike = all(len({type(module) for module in modules}) == 1 and _keeps_width(modules[0]) for modules in lists)
-    listed = any(isinstance(model.get_submodule(first), nn.ModuleList) for first in inner.values())
+    listed = any(isinstance(model.get_submodule(first), nn.ModuleList | nn.Sequential) for first in inner.values())
     bare = bool(inner) and all(_only_holds(model.get_submodule(first)) for first in inner.values())
     return listed or (alike and (bare or any(len(modules) > 1 for modules in lists)))
 
@@ -99,13 +109,22 @@ def _only_holds(module: nn.Module) -> bool:
 def _with_others(model: nn.Module, observed: Observed, attending: list[str]) -> list[str]:
     """Blocks that attend, and those of their lists that do not: state spaces, convolutions, feed-forwards alone."""
     found = []
-    for owner in dict.fromkeys(path.rpartition(".")[0] for path in attending):
+    for owner in dict.fromkeys(o for path in attending for o in _lists(model, path.rpartition(".")[0])):
         module = model.get_submodule(owner)
         known = {type(model.get_submodule(path)) for path in attending if path.rpartition(".")[0] == owner}
         kinds = (nn.Module,) if isinstance(module, nn.ModuleList) else tuple(known)
         blocks = {dotted(owner, n): m for n, m in module.named_children() if isinstance(m, kinds)}
         found += [p for p, block in blocks.items() if p in attending or (observed.calls(block) and _is_block(block))]
     return found
+
+
+def _lists(model: nn.Module, owner: str) -> list[str]:
+    """A list of blocks, and those beside it where it stands in a list itself."""
+    outer = model.get_submodule(owner.rpartition(".")[0])
+    if not all(isinstance(module, nn.ModuleList) for module in (outer, model.get_submodule(owner))):
+        return [owner]
+    beside = ((dotted(owner.rpartition(".")[0], name), module) for name, module in outer.named_children())
+    return [path for path, module in beside if isinstance(module, nn.ModuleList)]
 
 
 def _is_block(module: nn.Module) -> bool:

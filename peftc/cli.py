@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn, get_args
+from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar, get_args
 
 import typer
 from rich.console import Console
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from peftc.emit.artifact import Artifact
     from peftc.spec.schema import Spec
 
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 SpecFile = Annotated[Path, typer.Argument(help="A spec, in YAML.", metavar="SPEC")]
 SpecFiles = Annotated[list[Path], typer.Argument(help="One or more specs, in YAML.", metavar="SPEC...")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -101,10 +103,11 @@ def compile(
     """Write an artifact for each spec, or with --check compare them; nothing is written unless every spec compiles."""
     read = _read(specs)
     raise_all([] if check else _obstacles(read, out))
-    artifacts = [_compiled(spec) for spec in read]
+    artifacts, problems = _each(_compiled, read)
+    raise_all(problems)
     finish = _check if check else _write
     finished = [finish(spec, artifact, out) for spec, artifact in zip(read, artifacts, strict=True)]
-    raise_all(problem for problems in finished for problem in problems)
+    raise_all(problem for found in finished for problem in found)
 
 
 @app.command()
@@ -186,37 +189,24 @@ def schema() -> None:
 
 def _read(paths: list[Path]) -> list[Spec]:
     """Every spec, or every complaint about every spec."""
+    from peftc.spec.collisions import collisions
     from peftc.spec.load import load
 
-    read: list[Spec] = []
-    problems: list[Problem] = []
-    for path in paths:
-        try:
-            read.append(load(path))
-        except PeftcError as error:
-            problems += error.problems
-    raise_all(problems + _collisions(read))
+    read, problems = _each(load, paths)
+    raise_all(problems + collisions(read))
     return read
 
 
-def _collisions(specs: list[Spec]) -> list[Problem]:
-    """Two specs whose artifacts would be one folder or one module, on any file system."""
-    first: dict[str, Spec] = {}
-    problems = []
-    for spec in specs:
-        other = first.setdefault(spec.name.replace("-", "_").casefold(), spec)
-        if other is not spec:
-            problems.append(_collision(spec, other))
-    return problems
-
-
-def _collision(spec: Spec, other: Spec) -> Problem:
-    here, there = spec.origin.place("name"), other.origin.place("name")
-    if here and there and Path(here.file).resolve() == Path(there.file).resolve():
-        return Problem(f"{here.file} is given twice", hint="name it once")
-    where = f" ({there.file})" if there else ""
-    message = f"two specs of this run are named {spec.name!r} and {other.name!r}{where}: their artifacts would be one"
-    return Problem(message, here, "give each spec a name of its own")
+def _each(make: Callable[[Item], Made], items: list[Item]) -> tuple[list[Made], list[Problem]]:
+    """What is made of each, and every complaint about any."""
+    made: list[Made] = []
+    problems: list[Problem] = []
+    for item in items:
+        try:
+            made.append(make(item))
+        except PeftcError as error:
+            problems += error.problems
+    return made, problems
 
 
 def _obstacles(specs: list[Spec], out: Path) -> list[Problem]:

@@ -33,6 +33,7 @@ def of(plan: Plan, entries: Sequence[Entry]) -> tuple[str, ...]:
         *_last_sublayers(placements, trace),
         *_unread(placements, trace),
         *_first_outputs(placements),
+        *_shared_experts(placements, trace),
         *_rows(placements),
         *_trained_below(plan),
     )
@@ -105,6 +106,32 @@ def _first_outputs(placements: Sequence[Placement]) -> Iterator[str]:
     several = [p for p in placements if sum(site.name == p.site.name for site in p.unit.sites) > 1]
     for base, name in dict.fromkeys((p.unit.base.__name__, p.site.name) for p in several):
         yield f"{base} attends several times: {name} is what the first attention adds"
+
+
+def _shared_experts(placements: Sequence[Placement], trace: Trace) -> Iterator[str]:
+    """The maps of a feed-forward that are those of an expert which all positions share: the others stay as they are."""
+    found: dict[tuple[str, str, str], dict[str, None]] = {}
+    for p in placements:
+        if p.layer is None or not isinstance(p.site, Projection) or not p.site.name.startswith("ffn"):
+            continue
+        expert = dotted(p.path, p.site.module).rpartition(".")[0]
+        outer = expert.rpartition(".")[0]
+        if outer == p.layer.path or not within(outer, p.layer.path):
+            continue
+        children = trace.model.get_submodule(outer).named_children()
+        others = [dotted(outer, name) for name, module in children if dotted(outer, name) != expert and _routed(module)]
+        own, *rest = (path.removeprefix(f"{p.layer.path}.") for path in (expert, *others))
+        if rest:
+            found.setdefault((p.method.method, own, ", ".join(rest)), {})[p.site.name] = None
+    for (method, own, beside), names in found.items():
+        yield f"{method}: {', '.join(names)} are those of {own} alone; {beside} beside it stays as it is"
+
+
+def _routed(module: nn.Module) -> bool:
+    """Whether a module is several experts: matrices in one parameter, or a list of modules with matrices."""
+    stacked = any(p.dim() == 3 for p in module.parameters())
+    listed = isinstance(module, nn.ModuleList) and len(module) > 1 and all(map(_is_block, module))
+    return stacked or listed
 
 
 def _rows(placements: Sequence[Placement]) -> Iterator[str]:

@@ -82,6 +82,17 @@ def test_every_spec_is_read_before_one_is_refused(tmp_path: Path) -> None:
     assert "b.yaml:9:" in run.stderr
 
 
+def test_every_spec_is_compiled_before_one_is_refused(tmp_path: Path) -> None:
+    """What its base alone tells counts too; then nothing is written for the others."""
+    wrong, right = TINY.replace("[q, v]", "[cross.v]"), TINY.replace("name: tiny", "name: right")
+    texts = {"a": wrong, "b": right, "c": wrong.replace("name: tiny", "name: other")}
+    run = peftc("compile", *(spec(tmp_path, text, name) for name, text in texts.items()), cwd=tmp_path)
+    assert run.returncode == 1
+    told = [line for line in run.stderr.splitlines() if "has no site 'cross.v'" in line]
+    assert [Path(line.partition(":")[0]).name for line in told] == ["a", "c"]
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "b", "c"}
+
+
 @pytest.mark.parametrize("other", ["tiny", "Tiny"])
 def test_two_specs_of_one_name_collide(other: str, tmp_path: Path) -> None:
     run = peftc(

@@ -12,6 +12,8 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     PreTrainedModel,
+    Qwen2MoeConfig,
+    Qwen2MoeModel,
     SwinConfig,
     SwinModel,
 )
@@ -90,6 +92,14 @@ def test_where_a_tower_can_have_no_prefix_a_hint_names_the_one_that_can() -> Non
     assert notes(Towers(ApartBlock), {"method": "prefix", "towers": ["blocks"]})
     with pytest.raises(PeftcError, match=r"no prefix can join it$"):
         notes(Towers(ApartBlock), {"method": "prefix", "towers": "others"})
+
+
+def test_where_an_expert_is_shared_the_others_are_named() -> None:
+    sizes = {**TINY, "moe_intermediate_size": 8, "shared_expert_intermediate_size": 12, "num_experts": 4}
+    model = Qwen2MoeModel(Qwen2MoeConfig(**sizes, vocab_size=50, num_key_value_heads=2))
+    said = "lora: ffn_up, ffn_down are those of mlp.shared_expert alone; mlp.experts beside it stays as it is"
+    assert notes(model, {"method": "lora", "at": ["q", "ffn_up", "ffn_down"]}) == (said,)
+    assert notes(model, {"method": "lora"}) == notes(model, {"method": "adapter"}) == ()
 
 
 class Adding(Block):

@@ -48,6 +48,10 @@ class MaskedGate(nn.Module):
         return (gate * real).sum(dim=-2, keepdim=True) / real.sum(dim=-2, keepdim=True).clamp(min=1)
 
     def real_tokens(self, mask: torch.Tensor) -> torch.Tensor:
+        if not isinstance(mask, torch.Tensor):
+            raise TypeError(
+                f"a masked gate needs a mask that is a tensor, not {type(mask).__name__}: use sdpa or eager"
+            )
         if mask.dim() == 2:
             return mask != 0
         attended = mask if mask.dtype == torch.bool else mask > -1000

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -75,3 +77,9 @@ def test_central_shares_one_softmax() -> None:
     assert gate(X).shape == (3, 2, 1, 1)
     torch.testing.assert_close(gate(X)[1], weights[:, 1, None, None])
     torch.testing.assert_close(gate(X).sum(0), torch.ones(2, 1, 1))
+
+
+def test_a_masked_gate_says_what_mask_it_needs() -> None:
+    mask: Any = object()
+    with pytest.raises(TypeError, match=r"needs a mask that is a tensor, not object: use sdpa or eager"):
+        initialised(modules.MaskedGate(6), 1.0)(torch.zeros(2, 3, 6), mask)

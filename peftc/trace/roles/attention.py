@@ -185,8 +185,7 @@ def _likeliest(parts: list[Part], made: list[list[Part]]) -> list[Projection]:
     shared = [sum(part.input in read for read in inputs) for part in parts]
     pairs = zip(parts, shared, strict=True)
     ranked = [(part.projection.outputs, among, part.leads, not part.active) for part, among in pairs]
-    best = [part.projection for part, rank in zip(parts, ranked, strict=True) if rank == max(ranked)]
-    return list({(one.module, one.rows): one for one in reversed(best)}.values())[::-1]
+    return [part.projection for part, rank in zip(parts, ranked, strict=True) if rank == max(ranked)]
 
 
 def _parts(view: View, argument: fx.Node, *others: fx.Node) -> list[Part]:
@@ -209,7 +208,8 @@ def _parts(view: View, argument: fx.Node, *others: fx.Node) -> list[Part]:
             sorted({*way, *dataflow.between(view.flow, way[0], other), *argument.users, *other.users}) for way in ways
         ]
     found = [_part(view, *each) for each in zip(nearest, ways, alone, strict=True)]
-    return [part for part in found if part.projection.outputs]
+    first = {(part.projection.module, part.projection.rows): part for part in reversed(found)}  # of several calls
+    return [part for part in reversed(first.values()) if part.projection.outputs]
 
 
 def _part(view: View, linear: fx.Node, way: list[fx.Node], alone: set[fx.Node]) -> Part:

@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 
 from peftc.graph.sites import Attention, Layer, Site, Unit, within
+from peftc.trace.record.attention_choice import implementation
 from peftc.trace.record.causal import LooksBack
 from peftc.trace.record.observed import Call, Observed
 from peftc.trace.record.other_sizes import Elsewhere
@@ -20,7 +21,7 @@ from peftc.trace.roles.attention import attention_sites
 from peftc.trace.roles.blocks import block_sites, feed_sites, other_sites, with_output
 from peftc.trace.roles.mixing import caches
 from peftc.trace.roles.products import weighs_no_keys
-from peftc.trace.roles.returned_weights import computed_with
+from peftc.trace.roles.returned_weights import computed_with, needs_weights
 from peftc.trace.roles.towers import beside, layer_paths
 from peftc.trace.roles.views import View
 from peftc.trace.tracer.fingerprint import fingerprint
@@ -141,6 +142,8 @@ class _Units:
         module = self.model.get_submodule(paths[0])
         if changed := [name for n in graph.nodes if paths[0] in self.attention for name in n.meta.get("arguments", ())]:
             raise TraceFailure(f"it changes {changed[0]} in place, which what calls it may read again")
+        if implementation(module) != "eager" and needs_weights(graph):
+            raise TraceFailure("it computes with the weights of its attention, which eager attention alone returns")
         view = View.of(module, graph, partial(self.looks_back, paths[0]), alike(self.observed.calls(module)))
         sites = self._sites(paths[0], view, inner)
         return Unit(

@@ -9,7 +9,7 @@ from dataclasses import replace
 from torch import fx
 
 from peftc.graph import dataflow
-from peftc.graph.branches import assume, choose, enter, leave
+from peftc.graph.branches import assume, choose, enter, leave, lookup
 from peftc.graph.sites import Attention, Site, Unit, Written, dotted
 from peftc.trace.roles.views import find
 
@@ -28,6 +28,12 @@ def computed_with(inner: Mapping[str, Unit], around: Iterable[Unit]) -> dict[str
                     sites = (_without(site, unit.name) for site in attention.sites)
                     changed[attention] = replace(attention, sites=tuple(sites))
     return {path: changed.get(unit, unit) for path, unit in inner.items()}
+
+
+def needs_weights(graph: fx.Graph) -> bool:
+    """Whether a unit computes with what an attention of the interface returns as weights: eager alone returns any."""
+    calls = (n for n in graph.nodes if n.target == "__call__" and isinstance(n.args[0], fx.Node))
+    return any(call.args[0].target is lookup and _computes(call, 1) for call in calls)
 
 
 def _without(site: Site, name: str) -> Site:

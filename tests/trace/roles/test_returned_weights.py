@@ -13,6 +13,8 @@ from torch import Tensor, nn
 import peftc
 from peftc.errors import PeftcError
 from tests.laws import spec
+from tests.sweep import build
+from tests.sweep.registry import registered
 from tests.trace.nets import IDS, WIDTH, Attending, Block, attached, made
 
 Use = Callable[[Tensor, Tensor], Tensor]
@@ -69,3 +71,10 @@ def test_no_prefix_joins_where_the_block_computes_with_the_weights(kind: type[nn
 def test_one_joins_where_the_block_leaves_them(kind: type[nn.Module]) -> None:
     model = peftc.attach(blocks(kind, lambda x, w: x if w is not None else 2 * x), spec([PREFIX]))
     assert model(IDS).shape == (*IDS.shape, WIDTH)
+
+
+def test_weights_that_may_be_none_are_not_computed_with() -> None:
+    """sdpa returns none, and the base then goes another way than the trace, which has some."""
+    model = build.tiny(registered()["t5gemma2"])
+    with pytest.raises(PeftcError, match="computes with the weights of its attention, which eager attention alone"):
+        peftc.attach(model, spec([{"method": "lora", "at": "cross.q"}]))

@@ -96,21 +96,38 @@ class Heads(nn.Module):
         return made
 
 
-def test_heads_that_are_modules_are_each_changed() -> None:
+@pytest.mark.parametrize("whole", [True, False])
+def test_heads_that_are_modules_are_each_changed(whole: bool) -> None:
     """In whatever the blocks are held: a head is no block."""
-    model = attached(held("sequence", Heads(whole=True)))
+    model = attached(held("sequence", Heads(whole)))
     added = {path for path in model.added if path.endswith("_lora")}  # type: ignore[union-attr]
     owners = {path.rpartition(".")[0] for path in added}
     assert owners == {f"body.{block}.attention.heads.{head}" for block in range(2) for head in range(2)}
 
 
+class Maps(nn.Module):
+    """Two heads, whose maps stand in lists."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.ModuleList(nn.Linear(WIDTH, 4) for _ in range(2)) for _ in range(3))
+        self.out = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = []
+        for query, key, value in zip(self.query, self.key, self.value, strict=True):
+            made.append(functional.softmax(query(x) @ key(x).transpose(-2, -1) / 2, dim=-1) @ value(x))
+        result: Tensor = self.out(torch.cat(made, dim=-1))
+        return result
+
+
 def test_heads_that_are_no_units_have_no_q() -> None:
     """One of them alone would be changed: modules: reaches each."""
-    base = held("sequence", Heads(whole=False))
+    base = held("sequence", Maps())
     with pytest.raises(peftc.PeftcError, match="one of 2 side by side"):
         attached(base, {"method": "lora"})
-    model = attached(base, {"method": "lora", "modules": "*.query"}, {"method": "adapter", "bottleneck": 2})
-    assert sum(path.endswith("query_lora") for path in model.added) == 4  # type: ignore[union-attr]
+    model = attached(base, {"method": "lora", "modules": "*.query.*"}, {"method": "adapter", "bottleneck": 2})
+    assert sum(path.endswith("lora") for path in model.added) == 4  # type: ignore[union-attr]
 
 
 class Twice(Normed):

@@ -100,7 +100,7 @@ def _depends(node: fx.Node, index: int, source: fx.Node) -> bool:
     """
     read = node.all_input_nodes
     known = all(isinstance(example(n), (torch.Tensor, int, float, str, torch.dtype, type(None))) for n in read)
-    given = {n: _numbers(n, seed) if known else _copied(n) for seed, n in enumerate(read)}
+    given = {n: numbers(n, seed) if known else _copied(n) for seed, n in enumerate(read)}
     given[source].requires_grad_(given[source].is_floating_point())
     try:
         with torch.enable_grad():
@@ -119,8 +119,8 @@ def _copied(node: fx.Node) -> Any:
     return value.detach().clone() if isinstance(value, torch.Tensor) else copy.deepcopy(value)
 
 
-def _numbers(node: fx.Node, seed: int) -> Any:
-    """An example value; a tensor's has numbers."""
+def numbers(node: fx.Node, seed: int) -> Any:
+    """A node's first example value; a tensor has random numbers from 0 to 1, or zeros where it holds no fractions."""
     value = example(node)
     if not isinstance(value, torch.Tensor):
         return value

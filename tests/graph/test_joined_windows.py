@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import peftc
 from tests.laws import move, spec
-from tests.trace.nets import WIDTH, Block, made
+from tests.trace.nets import WIDTH, Block, Net
 
 LENGTH = 3
 
@@ -103,28 +103,11 @@ class Folded(Strided):
         return torch.zeros(length)
 
 
-class StridedBlock(Block):
-    attends = Strided
-
-
-class OneHeadBlock(Block):
-    attends = OneHead
-
-
-class WindowsFirstBlock(Block):
-    attends = WindowsFirst
-
-
-class BlocksBlock(Block):
-    attends = Blocks
-
-
-class GroupedBlock(Block):
-    attends = Grouped
-
-
-class FoldedBlock(Block):
-    attends = Folded
+def holding(kind: type[nn.Module]) -> Block:
+    """A block that attends in this way."""
+    block = Block()
+    block.attention = kind()
+    return block
 
 
 def by_hand(module: Any, x: Tensor, tables: list[Tensor]) -> Tensor:
@@ -148,19 +131,18 @@ def by_hand(module: Any, x: Tensor, tables: list[Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize("gate", [None, "sequence"])
-@pytest.mark.parametrize(
-    "kind", [StridedBlock, OneHeadBlock, WindowsFirstBlock, BlocksBlock, GroupedBlock, FoldedBlock]
-)
-def test_every_window_reads_the_prefix(kind: type[Block], gate: str | None) -> None:
-    entry = {"method": "prefix", "length": LENGTH}
-    model: Any = peftc.attach(made(kind), spec([entry | ({"gate": gate} if gate else {})]))
+@pytest.mark.parametrize("kind", [Strided, OneHead, WindowsFirst, Blocks, Grouped, Folded])
+def test_every_window_reads_the_prefix(kind: type[nn.Module], gate: str | None) -> None:
+    torch.manual_seed(0)
+    base, entry = Net([holding(kind), holding(kind)]).eval(), {"method": "prefix", "length": LENGTH}
+    model: Any = peftc.attach(base, spec([entry | ({"gate": gate} if gate else {})]))
     move((p for n, p in model.named_parameters() if "_prefix" in n), by=1.0)
     x = torch.randn(2, 8 if gate else 7, WIDTH)  # padding counts in a gate's mean, as in what attends
     for block in model.blocks:
         (owner,) = (module for module in block.modules() if "attention_prefix" in dict(module.named_children()))
         by = owner.attention_prefix_gate(x).view(-1, 1, 1) if gate else torch.ones(2, 1, 1)
         tables = [table * by for table in owner.attention_prefix()]
-        assert tables[0].shape == (2, LENGTH, WIDTH // 2 if kind is GroupedBlock else WIDTH)
+        assert tables[0].shape == (2, LENGTH, WIDTH // 2 if kind is Grouped else WIDTH)
         attended = x + by_hand(block.attention, x, tables)
         found, wanted = block(x), attended + block.down(torch.relu(block.up(attended)))
         torch.testing.assert_close(found, wanted)

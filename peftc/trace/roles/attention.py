@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import fx, nn
 
@@ -185,7 +186,8 @@ def _likeliest(parts: list[Part], made: list[list[Part]]) -> list[Projection]:
     shared = [sum(part.input in read for read in inputs) for part in parts]
     pairs = zip(parts, shared, strict=True)
     ranked = [(part.projection.outputs, among, part.leads, not part.active) for part, among in pairs]
-    return [part.projection for part, rank in zip(parts, ranked, strict=True) if rank == max(ranked)]
+    best = max(ranked, default=None)
+    return [part.projection for part, rank in zip(parts, ranked, strict=True) if rank == best]
 
 
 def _parts(view: View, argument: fx.Node, *others: fx.Node) -> list[Part]:
@@ -207,9 +209,11 @@ def _parts(view: View, argument: fx.Node, *others: fx.Node) -> list[Part]:
         ways = [
             sorted({*way, *dataflow.between(view.flow, way[0], other), *argument.users, *other.users}) for way in ways
         ]
-    found = [_part(view, *each) for each in zip(nearest, ways, alone, strict=True)]
-    first = {(part.projection.module, part.projection.rows): part for part in reversed(found)}  # of several calls
-    return [part for part in reversed(first.values()) if part.projection.outputs]
+    found: dict[Any, Part] = {}  # of several calls of one map the first
+    for each in zip(nearest, ways, alone, strict=True):
+        part = _part(view, *each)
+        found.setdefault((part.projection.module, part.projection.rows), part)
+    return [part for part in found.values() if part.projection.outputs]
 
 
 def _part(view: View, linear: fx.Node, way: list[fx.Node], alone: set[fx.Node]) -> Part:

@@ -83,11 +83,13 @@ def linear_shape(module: nn.Module, node: fx.Node) -> tuple[int, int] | None:
     weight = getattr(module, "weight", None)
     if any(True for _ in module.children()) or not isinstance(weight, torch.Tensor) or not node.args:
         return None
-    if weight.dim() != 2 or is_norm(module):
+    if weight.dim() != 2:
         return None
     source = node.args[0].meta["value"][0] if isinstance(node.args[0], fx.Node) else None
     result = node.meta["value"][0]
     if not isinstance(source, torch.Tensor) or not isinstance(result, torch.Tensor) or not source.is_floating_point():
+        return None
+    if weight.shape == source.shape[-2:] and is_norm(module):
         return None
     sizes = (source.shape[-1], result.shape[-1])
     return sizes if tuple(sorted(weight.shape)) == tuple(sorted(sizes)) else None

@@ -84,7 +84,7 @@ def _output(view: View, found: Found) -> fx.Node | None:
 
 def _scored(view: View, query: fx.Node, key: fx.Node, scores: fx.Node) -> torch.Tensor | None:
     """Which keys each query reads, where each of their scores is its product with the key that all of a head have."""
-    asked, same = _numbers(query, 1), _numbers(key, 2)[:1, :1]
+    asked, same = dataflow.numbers(query, 1) - 0.5, dataflow.numbers(key, 2)[:1, :1] - 0.5
     made = _run(view, {query: asked, key: same}, scores)
     if made is None:
         return None
@@ -98,15 +98,10 @@ def _sums(view: View, read: torch.Tensor | None, weights: fx.Node, value: fx.Nod
     """Whether the output is the sum of the weights of what a query reads, times the value that all of a head have."""
     if read is None:
         return False
-    given, same = _numbers(weights, 3) * read, _numbers(value, 4)[:1, :1]
+    given, same = (dataflow.numbers(weights, 3) - 0.5) * read, dataflow.numbers(value, 4)[:1, :1] - 0.5
     made = _run(view, {weights: given, value: same}, output)
     wanted = given.sum(-1, keepdim=True) * same
     return made is not None and made.shape == wanted.shape and torch.allclose(made, wanted, rtol=1e-4, atol=1e-5)
-
-
-def _numbers(node: fx.Node, seed: int) -> torch.Tensor:
-    shape = node.meta["value"][0].shape
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), device="cpu") - 0.5
 
 
 def _laid_out(numbers: torch.Tensor, node: fx.Node) -> torch.Tensor:

@@ -96,7 +96,7 @@ def _join_products(edit: Editor, site: Attention, written: Written, tables: fx.N
         _widen(edit, mask, tables)
     order, along = written.value_order, written.value_order.index(len(written.value_order) - 2)
     states = permuted(edit, value, _inverse(order), total)
-    own = edit.insert("call_function", modules.prefix_like, (value_table, states, *_given(gate)), total)
+    own = edit.insert("call_function", _like(value), (value_table, states, *_given(gate)), total)
     learnt = permuted(edit, own, order, total)
     longer = edit.insert("call_function", torch.cat, ((learnt, value), along - len(order)), total)
     _instead(edit, total, value, longer, "value")
@@ -119,14 +119,13 @@ def _scores(edit: Editor, written: Written, table: fx.Node, gate: fx.Node | None
     """The scores of the learnt keys, as the softmax reads them."""
     product = dataflow.product_of(edit.node(written.scores))
     *added, query, key = dataflow.tensors(product)
-    if _is_turned(written.key_order):
+    turned = _is_turned(written.key_order)
+    if turned:
         states = query if _alike(query, key) else edit.insert("call_method", "transpose", (key, -1, -2))
-        own = edit.apply("prefix_like", table, states, *_given(gate))
-        keys = edit.insert("call_method", "transpose", (own, -1, -2))
     else:
         states = permuted(edit, key, _inverse(written.key_order))
-        own = edit.apply("prefix_like", table, states, *_given(gate))
-        keys = permuted(edit, own, written.key_order)
+    own = edit.insert("call_function", _like(key), (table, states, *_given(gate)))
+    keys = edit.insert("call_method", "transpose", (own, -1, -2)) if turned else permuted(edit, own, written.key_order)
     for scale in map(edit.node, written.scales):
         source = dataflow.scaled(scale)
         assert source is not None
@@ -145,6 +144,12 @@ def _scores(edit: Editor, written: Written, table: fx.Node, gate: fx.Node | None
     for copy in copies.values():
         copy.meta["names"] = ["prefix_scores"]
     return copies[written.last]
+
+
+def _like(states: fx.Node) -> Target:
+    """What lays learnt keys and values out as these are, by the number of their axes."""
+    layouts = {3: modules.folded_prefix, 4: modules.prefix_like, 5: modules.windowed_prefix}
+    return layouts[states.meta["value"][0].dim()]
 
 
 def _is_turned(order: tuple[int, ...]) -> bool:

@@ -5,7 +5,7 @@ from peftc.modules.dtype import added
 from peftc.modules.gate import CentralGate, ConstantGate, MaskedGate, SequenceGate, TokenGate
 from peftc.modules.given import expect_given, expect_none
 from peftc.modules.ia3 import IA3
-from peftc.modules.layout import prefix_like
+from peftc.modules.layout import folded_prefix, prefix_like, windowed_prefix
 from peftc.modules.lora import LoRA, LoRAEmbedding
 from peftc.modules.prefix import Prefix, PrefixSlice, PrefixTrunk, beside_prefix, with_prefix
 from peftc.modules.window import prefix_scores, prefix_sum, without_prefix
@@ -27,9 +27,11 @@ __all__ = [
     "beside_prefix",
     "expect_given",
     "expect_none",
+    "folded_prefix",
     "prefix_like",
     "prefix_scores",
     "prefix_sum",
+    "windowed_prefix",
     "with_prefix",
     "without_prefix",
 ]

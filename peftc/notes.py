@@ -35,6 +35,7 @@ def of(plan: Plan, entries: Sequence[Entry]) -> tuple[str, ...]:
         *_first_outputs(placements),
         *_shared_experts(placements, trace),
         *_rows(placements),
+        *_wider_keys(placements),
         *_trained_below(plan),
     )
 
@@ -147,6 +148,19 @@ def _is_split(graph: fx.Graph, site: Site) -> bool:
     values = next((n.meta.get("value", ()) for n in graph.nodes if n.name == name), ())
     pairs = [(len(value), point.batch) for value, point in zip(values, POINTS, strict=False)]
     return bool(pairs) and all(rows > batch and rows % batch == 0 for rows, batch in pairs)
+
+
+def _wider_keys(placements: Sequence[Placement]) -> Iterator[str]:
+    """The attentions whose keys are wider than what k makes of them, where what joins them is as wide as they are."""
+    found: dict[str, None] = {}
+    for p in placements:
+        if isinstance(p.site, Attention):
+            name = p.site.name.replace("attention", "k")
+            made = sum(site.outputs for site in p.unit.sites if isinstance(site, Projection) and site.name == name)
+            if 0 < made < p.site.key_width:
+                keys = f"attends with keys of {p.site.key_width} numbers, of which {name} makes {made}"
+                found[f"{p.unit.base.__name__} {keys}: {p.method.method} is as wide as all of them"] = None
+    yield from found
 
 
 def _trained_below(plan: Plan) -> Iterator[str]:

@@ -11,6 +11,10 @@ from transformers import (
     BartModel,
     BertConfig,
     BertForSequenceClassification,
+    FalconConfig,
+    FalconModel,
+    LlamaConfig,
+    LlamaModel,
     PreTrainedModel,
     Qwen2MoeConfig,
     Qwen2MoeModel,
@@ -100,6 +104,16 @@ def test_where_an_expert_is_shared_the_others_are_named() -> None:
     said = "lora: ffn_up, ffn_down are those of mlp.shared_expert alone; mlp.experts beside it stays as it is"
     assert notes(model, {"method": "lora", "at": ["q", "ffn_up", "ffn_down"]}) == (said,)
     assert notes(model, {"method": "lora"}) == notes(model, {"method": "adapter"}) == ()
+
+
+def test_where_keys_are_repeated_first_a_prefix_is_as_wide_as_all_of_them() -> None:
+    sizes = {**TINY, "vocab_size": 50, "num_attention_heads": 4}
+    prefix = {"method": "prefix", "length": 2}
+    falcon = FalconModel(FalconConfig(**sizes, new_decoder_architecture=True, num_kv_heads=2))
+    said = "FalconAttention attends with keys of 16 numbers, of which k makes 8: prefix is as wide as all of them"
+    assert said in notes(falcon, prefix)
+    llama = LlamaModel(LlamaConfig(**sizes, num_key_value_heads=2))
+    assert not any("attends with" in note for note in notes(llama, prefix))
 
 
 class Adding(Block):

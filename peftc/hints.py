@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
@@ -11,6 +11,7 @@ from torch import nn
 from peftc.graph.sites import Attention, Embedding, Layer, Parameter, Projection, Trace, dotted, within
 from peftc.methods.base import Method
 from peftc.methods.selective import Selective
+from peftc.spec.layers import ranges
 from peftc.trace.roles.normalising import is_norm
 
 PROJECTIONS = ("q", "k", "v", "o")
@@ -41,7 +42,7 @@ def instead(name: str, layer: Layer, method: Method, trace: Trace) -> Iterator[s
     if name.rpartition(".")[2] not in PROJECTIONS:
         return
     sites = {dotted(p, s.module) for p, u in layer.units for s in u.sites if isinstance(s, Projection | Embedding)}
-    places = (path for path in _modules(method, trace) if path not in sites)
+    places = (path for path in _modules(method, trace) if path not in sites and not _is_table(path, trace))
     if globs := _shown(f'"*.{own}"' for own in _below(places, layer)):
         yield f"its other linear maps go by modules: {globs}"
     if bare := _shown(
@@ -53,6 +54,15 @@ def instead(name: str, layer: Layer, method: Method, trace: Trace) -> Iterator[s
 def telling(layers: Iterable[Layer], trace: Trace) -> Layer:
     """The layer that says most of why a site is missing: by what has no trace in it, else by the sites that it has."""
     return max(layers, key=lambda layer: (len(untraced(layer, trace)), len(layer.site_names())))
+
+
+def numbered(layers: Sequence[Layer]) -> str:
+    """`layer 3 of the encoder`, `layers 0-2, 5 of the decoder`, or some of each."""
+    towers = dict.fromkeys(layer.tower for layer in layers)
+    each = {tower: [layer.index for layer in layers if layer.tower == tower] for tower in towers}
+    return " and ".join(
+        f"layer{'s' if len(own) > 1 else ''} {ranges(own)} of the {tower}" for tower, own in each.items()
+    )
 
 
 def untraced(layer: Layer, trace: Trace) -> list[str]:
@@ -70,6 +80,10 @@ def _shown(names: Iterable[str]) -> str:
     """A few of some names."""
     found = list(dict.fromkeys(names))
     return ", ".join([*found[:SHOWN], *(["…"] if found[SHOWN:] else [])])
+
+
+def _is_table(path: str, trace: Trace) -> bool:
+    return isinstance(trace.model.get_submodule(path), nn.Embedding)
 
 
 def _is_bare(name: str, parameter: Parameter, trace: Trace) -> bool:

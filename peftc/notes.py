@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from torch import fx, nn
 
 from peftc.graph.sites import Attention, Embedding, Projection, Site, Sublayer, Trace, dotted, within
+from peftc.hints import numbered
 from peftc.identity import rank, settings
-from peftc.selectors import Entry, numbered
+from peftc.selectors import Entry
 from peftc.spec.patterns import compress
 from peftc.trace.record.feeds import POINTS
 
@@ -99,7 +100,7 @@ def _unread(placements: Sequence[Placement], trace: Trace) -> Iterator[str]:
     used = [p.layer for p in placements if p.layer and p.layer.path in trace.unread]
     for tower in dict.fromkeys(layer.tower for layer in used):
         layers = {layer.index: layer for layer in used if layer.tower == tower}
-        yield f"no gradient reaches {numbered(list(layers.values()))} of the {tower}: what stands there never trains"
+        yield f"no gradient reaches {numbered(list(layers.values()))}: what stands there never trains"
 
 
 def _first_outputs(placements: Sequence[Placement]) -> Iterator[str]:

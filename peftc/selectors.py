@@ -10,13 +10,13 @@ from torch import nn
 
 from peftc.errors import Place, Problem
 from peftc.graph.sites import Attention, Embedding, Layer, Projection, Site, Trace, Unit, around, dotted, within
-from peftc.hints import glob_of, instead, nearest_module, no_place, telling, untraced
+from peftc.hints import glob_of, instead, nearest_module, no_place, numbered, telling, untraced
 from peftc.methods.additive import Additive
 from peftc.methods.base import Method
 from peftc.methods.selective import Selective
 from peftc.spec.complaints import closest
 from peftc.spec.document import Step
-from peftc.spec.layers import LayersError, ranges, select
+from peftc.spec.layers import LayersError, select
 from peftc.spec.patterns import compress
 from peftc.spec.schema import Spec
 from peftc.trace.roles.normalising import is_norm
@@ -161,7 +161,7 @@ class Entry:
         for tower in dict.fromkeys(layer.tower for layer in without):
             own = [layer for layer in without if layer.tower == tower]
             reasons = dict.fromkeys(why for layer in own for why in untraced(layer, self.trace))
-            self.absent.setdefault("; ".join([f"{numbered(own)} of the {tower}", *reasons]), []).append(name)
+            self.absent.setdefault("; ".join([numbered(own), *reasons]), []).append(name)
 
     def notes(self) -> Iterator[str]:
         """Which layers it leaves out, though it names all, and which modules that its globs name."""
@@ -181,14 +181,14 @@ class Entry:
 
     def _no_site(self, name: str, word: tuple[Step, ...], lacking: Sequence[Layer], found: Sequence[Spot]) -> None:
         first = lacking[0] if found else telling(lacking, self.trace)
-        having = [other for other in self.trace.layers if other.tower == first.tower and other.find(name)]
+        having = [other for other in self.trace.layers if other.find(name)]
         one = f"layer {first.index} of the {first.tower}, {_article(_block(first))}"
         which = one if found or having else _block(first)
         outside = () if self.restricted or not _embedding(self.trace, word) else (EMBEDDING,)
         names = (*first.site_names(), *outside)
         hints = [f"its sites are {', '.join(names)}" if names else "it has none that data flow could find"]
         if having:
-            hints.append(f"{name!r} is in {numbered(having)} of the {first.tower}")
+            hints.append(f"{name!r} is in {numbered(having)}")
         if glob := glob_of(name, self.method, self.trace):
             hints.insert(0, f'for modules of this name write modules: "{glob}"')
         if name.startswith("cross.") and not any("cross.attention" in o.site_names() for o in self.trace.layers):
@@ -243,11 +243,6 @@ def _places(layer: Layer, name: str) -> list[tuple[str, Unit, Site]]:
         return [first] if first else []
     own = [(path, unit, unit.site(name)) for path, unit in layer.units if unit.site(whole)]
     return [(path, unit, site) for path, unit, site in own if isinstance(site, Projection | Attention)] or [first]
-
-
-def numbered(layers: Sequence[Layer]) -> str:
-    """`layer 3`, or `layers 0-2, 5`."""
-    return f"layer{'s' if len(layers) > 1 else ''} {ranges(layer.index for layer in layers)}"
 
 
 def _lacks_part(layer: Layer, name: str, trace: Trace) -> bool:

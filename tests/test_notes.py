@@ -20,6 +20,8 @@ from transformers import (
     Qwen2MoeModel,
     SwinConfig,
     SwinModel,
+    T5Config,
+    T5Model,
 )
 
 from peftc.errors import PeftcError
@@ -96,6 +98,15 @@ def test_where_a_tower_can_have_no_prefix_a_hint_names_the_one_that_can() -> Non
     assert notes(Towers(ApartBlock), {"method": "prefix", "towers": ["blocks"]})
     with pytest.raises(PeftcError, match=r"no prefix can join it$"):
         notes(Towers(ApartBlock), {"method": "prefix", "towers": "others"})
+
+
+def test_where_a_tower_has_no_site_a_hint_names_the_one_that_has() -> None:
+    sizes: dict[str, Any] = {"d_model": 16, "d_kv": 8, "d_ff": 20, "num_layers": 2, "num_heads": 2, "vocab_size": 50}
+    with pytest.raises(PeftcError) as raised:
+        notes(T5Model(T5Config(**sizes)), {"method": "lora", "at": "cross.v", "towers": "encoder"})
+    message = str(raised.value)
+    assert "layer 0 of the encoder, a T5Block, has no site 'cross.v'" in message
+    assert message.endswith("ffn_up, ffn_down, ffn; 'cross.v' is in layers 0-1 of the decoder")
 
 
 def test_where_an_expert_is_shared_the_others_are_named() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
@@ -11,7 +12,7 @@ from torch import nn
 from peftc.graph.sites import Attention, Embedding, Layer, Parameter, Projection, Trace, dotted, within
 from peftc.methods.base import Method
 from peftc.methods.selective import Selective
-from peftc.spec.layers import ranges
+from peftc.spec.layers import Layers, LayersError, ranges, select
 from peftc.trace.roles.normalising import is_norm
 
 PROJECTIONS = ("q", "k", "v", "o")
@@ -63,6 +64,16 @@ def numbered(layers: Sequence[Layer]) -> str:
     return " and ".join(
         f"layer{'s' if len(own) > 1 else ''} {ranges(own)} of the {tower}" for tower, own in each.items()
     )
+
+
+def towers_of(layers: Layers, trace: Trace) -> str | None:
+    """What to write where some towers alone have the layers that a selector means."""
+    able = []
+    for tower in trace.towers():
+        with suppress(LayersError):
+            if select(layers, sum(layer.tower == tower for layer in trace.layers)):
+                able.append(tower)
+    return f"towers: [{', '.join(able)}] leaves the others out" if able else None
 
 
 def untraced(layer: Layer, trace: Trace) -> list[str]:

@@ -10,7 +10,7 @@ from torch import nn
 
 from peftc.errors import Place, Problem
 from peftc.graph.sites import Attention, Embedding, Layer, Projection, Site, Trace, Unit, around, dotted, within
-from peftc.hints import glob_of, instead, nearest_module, no_place, numbered, telling, untraced
+from peftc.hints import glob_of, instead, nearest_module, no_place, numbered, telling, towers_of, untraced
 from peftc.methods.additive import Additive
 from peftc.methods.base import Method
 from peftc.methods.selective import Selective
@@ -99,13 +99,15 @@ class Entry:
 
     def _layers_of(self, tower: str) -> tuple[Layer, ...]:
         layers = {layer.index: layer for layer in self.trace.layers if layer.tower == tower}
+        hint = towers_of(self.method.layers, self.trace) if self.method.towers is None else None
         try:
             chosen = select(self.method.layers, len(layers))
         except LayersError as error:
-            self.refuse(f"{tower}: {error}", "layers", *_last_of(self.method.layers))
+            self.refuse(f"{tower}: {error}", "layers", *_last_of(self.method.layers), hint=hint)
             return ()
         if not chosen:
-            self.refuse(f"layers {self.method.layers} is no layer of the {tower}, which has {len(layers)}", "layers")
+            message = f"layers {self.method.layers} is no layer of the {tower}, which has {len(layers)}"
+            self.refuse(message, "layers", hint=hint)
         return tuple(layers[index] for index in chosen)
 
     def spots(self) -> tuple[Spot, ...]:

@@ -109,6 +109,18 @@ def test_where_a_tower_has_no_site_a_hint_names_the_one_that_has() -> None:
     assert message.endswith("ffn_up, ffn_down, ffn; 'cross.v' is in layers 0-1 of the decoder")
 
 
+def test_where_a_tower_has_fewer_layers_a_hint_names_the_one_that_has_them() -> None:
+    sizes: dict[str, Any] = {"d_model": 16, "d_kv": 8, "d_ff": 20, "num_heads": 2, "vocab_size": 50}
+    model = T5Model(T5Config(**sizes, num_layers=1, num_decoder_layers=3))
+    lora = {"method": "lora", "at": "cross.v"}
+    with pytest.raises(PeftcError, match=r"(?s)encoder: there is no layer 2; .*: towers: \[decoder\] leaves the"):
+        notes(model, {**lora, "layers": "1-2"})
+    assert notes(model, {**lora, "layers": "1-2", "towers": "decoder"}) == ()
+    with pytest.raises(PeftcError) as raised:
+        notes(model, {**lora, "layers": "8"})
+    assert "leaves the others out" not in str(raised.value)
+
+
 def test_where_an_expert_is_shared_the_others_are_named() -> None:
     sizes = {**TINY, "moe_intermediate_size": 8, "shared_expert_intermediate_size": 12, "num_experts": 4}
     model = Qwen2MoeModel(Qwen2MoeConfig(**sizes, vocab_size=50, num_key_value_heads=2))

@@ -15,7 +15,8 @@ from peftc import modules
 from peftc.errors import Defect
 from peftc.graph import joints, norms, parts, slots
 from peftc.graph.branches import end_of, leave
-from peftc.graph.sites import Attention, Embedding, Projection, Site, Sublayer, Windowed, Written
+from peftc.graph.sites import Attention, Embedding, Projection, Site, Sublayer
+from peftc.graph.together import start_of
 
 if TYPE_CHECKING:
     from peftc.methods.call import ModuleCall
@@ -245,8 +246,7 @@ class Editor:
     def _anchor(self) -> tuple[fx.Node, fx.Node]:
         """The node to stand behind, and the node whose guard to share."""
         if isinstance(self._site, Attention):
-            written = self._site.written
-            start = self.node(written.softmax if isinstance(written, Written | Windowed) else self._site.node)
+            start = self.node(start_of(self._site))
             return start.prev, start
         output = self._at_level(self._site, BESIDE if isinstance(self._site, Sublayer) else WEIGHT)
         return output, output

@@ -14,6 +14,7 @@ from peftc import modules
 from peftc.graph import dataflow, slots
 from peftc.graph.branches import end_of
 from peftc.graph.sites import Attention, Copied, Windowed, Written
+from peftc.graph.together import Together
 
 if TYPE_CHECKING:
     from peftc.graph.editor import Editor
@@ -57,27 +58,48 @@ def _later(node: fx.Node, but: fx.Node) -> Callable[[fx.Node], bool]:
 
 
 def _join_call(edit: Editor, site: Attention, tables: fx.Node, gate: fx.Node | None) -> None:
-    call = edit.node(site.node)
-    slots.by_name(call)
+    call, together = edit.node(site.node), site.written if isinstance(site.written, Together) else None
+    calls = [edit.node(name) for name in together.calls] if together else [call]
+    for each in calls:
+        slots.by_name(each)
     key = edit.keys.get(site.node) or slots.matching(call, edit.edited(site.key))
-    states, causal = slots.read(call, key), slots.causal(call, site.hides)
+    query, _, value, mask = slots.read(call, key)
+    if together:
+        value = edit.keys.get(together.value) or edit.edited(together.value)
+    causal = slots.causal(call, site.hides)
     if (extra := slots.handed(call)) is not None:
         causal = edit.insert("call_method", "pop", (extra, "is_causal", causal))
         causal.meta["names"] = ["is_causal"]
     options: dict[str, Argument] = {"causal": causal} if causal else {}
-    joined = edit.apply("with_prefix", *states, tables, *_given(gate), **options)
+    joined = edit.apply("with_prefix", query, key, value, mask, tables, *_given(gate), **options)
     parts = [edit.insert("call_function", getitem, (joined, i)) for i in range(3)]
-    for part, before, name in zip(parts, states[1:], ("key", "value", "attention_mask"), strict=True):
+    for part, before, name in zip(parts, (key, value, mask), ("key", "value", "attention_mask"), strict=True):
         edit.take_over(part, before)
         if not (isinstance(before, fx.Node) and before.meta.get("names")):
             part.meta["names"] = [name]
     edit.comment(joined)
+    for each in calls:
+        _hand_over(edit, each, key, parts, tables, apart=together is not None)
+    edit.keys[site.node] = parts[0]
+    if together:
+        assert isinstance(value, fx.Node)
+        edit.keys[together.value] = parts[1]
+        for name in together.readers:
+            edit.node(name).replace_input_with(value, parts[1])
+
+
+def _hand_over(
+    edit: Editor, call: fx.Node, key: fx.Node, parts: list[fx.Node], tables: fx.Node, *, apart: bool
+) -> None:
+    """Let a call read the joined key, value and mask; where its own value is a part of that one, its own."""
+    states = slots.read(call, key)
     for name, bias in slots.biases(call, states):
         wider = edit.apply("beside_prefix", bias, tables)
         wider.meta["value"] = bias.meta["value"]  # by which another prefix finds it
         call.update_kwarg(name, wider)
-    slots.write(call, key, parts)
-    edit.keys[site.node] = parts[0]
+    own = states[2] if apart else parts[1]
+    assert isinstance(own, fx.Node)
+    slots.write(call, key, (parts[0], own, parts[2]))
 
 
 def _join_products(edit: Editor, site: Attention, written: Written, tables: fx.Node, gate: fx.Node | None) -> None:

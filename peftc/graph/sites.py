@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import fx, nn
+
+    from peftc.graph.together import Together
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ class Attention:
     """One attention's keys and values: `node` is the call, of whose arguments `key` is one.
 
     key: (batch, heads, length, key_width / heads).  `input` is the attention's input x, of width `width`.
-    `written`: it is no one call but products around a softmax, of which `node` is the last; a sentence says why
+    `written`: it is several calls, or products around a softmax, of which `node` is the last; a sentence says why
     nothing can join it.  `hides`: without a mask, query i sees the keys 0 to i alone.  `flat`: batch and length of x
     are not known to be two axes; `turned`: the length stands first.  `others`: what it is in other branches.
     """
@@ -128,7 +131,7 @@ class Attention:
     width: int
     key_width: int
     value_width: int
-    written: Written | Windowed | str | None = None
+    written: Written | Windowed | Together | str | None = None
     hides: bool = False
     flat: bool = False
     turned: bool = False
@@ -260,10 +263,7 @@ class Parameter:
 
     @property
     def size(self) -> int:
-        total = 1
-        for extent in self.shape:
-            total *= extent
-        return total
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ from peftc.graph.sites import Attention, Projection, Site, Windowed, Written
 from peftc.trace.roles.attention_calls import AttentionCall, apart, attention_calls, shows_all
 from peftc.trace.roles.masks import mask_behind
 from peftc.trace.roles.products import activity
+from peftc.trace.roles.same_keys import together
 from peftc.trace.roles.views import (
     View,
     axes,
@@ -55,10 +56,24 @@ def _one(view: View, several: list[tuple[AttentionCall, list[Site]]]) -> list[Si
         *parts, attention = _sites(view, widest, *sharing)
         assert isinstance(attention, Attention)
         return [*parts, replace(attention, written=PARTS.format(len(sharing) + 1))]
+    same = [call for call, _ in several if call.key is widest.key and not apart(call, widest)]
+    if len(same) > 1:
+        *parts, attention = _sites(view, widest, *(call for call in same if call is not widest))
+        assert isinstance(attention, Attention)
+        return [*parts, _of_all(view, attention, same)]
     others = [own for call, own in several if apart(call, widest)]
     *parts, attention = sites
     assert isinstance(attention, Attention)
     return [*parts, _with(attention, parts, others)]
+
+
+def _of_all(view: View, attention: Attention, calls: list[AttentionCall]) -> Attention:
+    """An attention that is several calls over the same keys."""
+    how = together(view, calls)
+    if isinstance(how, str):
+        return replace(attention, written=how)
+    value = dataflow.example(find(view.graph, how.value))
+    return replace(attention, written=how, value_width=value.shape[1] * value.shape[-1])
 
 
 def _is_head(view: View, sites: list[Site], others: list[Site]) -> bool:

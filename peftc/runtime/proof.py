@@ -87,7 +87,7 @@ def _lines(body: Body, runs: Sequence[UnitRun], versions: Sequence[ModuleType]) 
     base, (bare, laid, neutral, full) = body.unit.base.__name__, versions
     if not all(run.calls for run in runs):
         fails = "by itself its own forward fails, or gives no finite number"
-        left = fails if any(run.left for run in runs) else "no forward calls it"
+        left = fails if any(run.left for run in runs) else "no example input reaches it"
         yield Line(body.name, f"not run: {left}", 0)
         return
     equal, same = runs[0].equal(bare), sum(run.identity(neutral, laid) for run in runs)

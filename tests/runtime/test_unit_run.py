@@ -22,7 +22,7 @@ from peftc.runtime.proof import prove, without_additions
 from peftc.runtime.unit_run import UnitRun
 from peftc.trace import trace_model
 from tests.laws import spec
-from tests.trace.nets import WIDTH, Block, made
+from tests.trace.nets import WIDTH, Block, Net, made
 
 
 def program_of(kind: type[nn.Module], method: str) -> Program:
@@ -67,6 +67,22 @@ class Hidden(Block):
 def test_a_base_that_gives_no_number_shows_nothing() -> None:
     said = prove(program_of(Lost, "lora")).lines
     assert "Lost: not run: by itself its own forward fails, or gives no finite number" in said
+
+
+class Seeing(Net):
+    """A map that pictures alone reach."""
+
+    def __init__(self) -> None:
+        super().__init__([Block(), Block()])
+        self.project = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, ids: torch.Tensor, seen: torch.Tensor | None = None) -> torch.Tensor:
+        return super().forward(ids) + (0 if seen is None else self.project(seen))
+
+
+def test_what_no_example_input_reaches_is_said_to_have_no_proof() -> None:
+    plan = resolve(spec([{"method": "lora", "modules": ["project"]}]), trace_model(Seeing().eval()))
+    assert prove(rewrite(plan, plan.trace)).lines == ("Linear: not run: no example input reaches it",)
 
 
 def test_no_number_is_no_gradient() -> None:

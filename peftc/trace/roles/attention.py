@@ -56,8 +56,9 @@ def _one(view: View, several: list[tuple[AttentionCall, list[Site]]]) -> list[Si
         *parts, attention = _sites(view, widest, *sharing)
         assert isinstance(attention, Attention)
         return [*parts, replace(attention, written=PARTS.format(len(sharing) + 1))]
-    same = [call for call, _ in several if call.key is widest.key and not apart(call, widest)]
-    if len(same) > 1:
+    whole = [call for call, _ in several if call.written is None and not apart(call, widest)]
+    same = [call for call in whole if call.key is widest.key]
+    if len(same) > 1 and widest in same:
         *parts, attention = _sites(view, widest, *(call for call in same if call is not widest))
         assert isinstance(attention, Attention)
         return [*parts, _of_all(view, attention, same)]

@@ -19,7 +19,7 @@ def together(view: View, calls: list[AttentionCall]) -> Together | str:
     why = SAME_KEYS.format(len(calls))
     if any((o.query, o.mask, o.hides) != (first.query, first.mask, first.hides) for o in others):
         return why
-    if any(c.written or c.node.meta.get("guard") or slots.handed(c.node) is not None for c in calls):
+    if any(c.node.meta.get("guard") or slots.handed(c.node) is not None for c in calls):
         return why
     value = _shared_value(view, first.key, [call.value for call in calls])
     if value is None:
